@@ -1,0 +1,95 @@
+"""compare and assert_bitexact: somebody else's outputs against the datapath, to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fqtsim.api.arrays import checked_operands, checked_start, to_numpy
+from fqtsim.api.explain import Explanation, explain
+from fqtsim.api.multiply import chosen_datapath, plain_codes
+from fqtsim.errors import InputError
+from fqtsim.hw.spec import Hardware
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found. Row, column and codes are None where all outputs are equal."""
+
+    equal: bool
+    #: The first wrong output in row-major order, its expected and its observed code.
+    row: int | None
+    col: int | None
+    expected: int | None
+    observed: int | None
+    #: Wrong outputs, and all outputs.
+    mismatches: int
+    outputs: int
+    #: Changes of the datapath that explain every wrong output; none are tried yet.
+    causes: tuple[str, ...] = ()
+    #: Every addition of the first wrong output.
+    explanation: Explanation | None = None
+
+    def __str__(self) -> str:
+        if self.equal:
+            return f"all {self.outputs} outputs equal"
+        expected, observed = int(self.expected or 0), int(self.observed or 0)
+        lines = [
+            f"{self.mismatches} of {self.outputs} outputs differ; first at [{self.row}, {self.col}]:",
+            f"  expected {expected} ({in_hex(expected)})",
+            f"  observed {observed} ({in_hex(observed)}), off by {observed - expected}",
+        ]
+        if self.explanation is not None:
+            lines += ["expected from:", str(self.explanation)]
+        return "\n".join(lines)
+
+
+def in_hex(code: int) -> str:
+    """Return a code as two's complement hexadecimal, 32 bits where it fits."""
+    bits = 32 if -(1 << 31) <= code < 1 << 32 else 64
+    return f"0x{code & ((1 << bits) - 1):0{bits // 4}x}"
+
+
+def compare(
+    a: Any, b: Any, hw: Hardware | str, observed: Any, gemm: str = "fprop", c: Any = None
+) -> Comparison:
+    """Compare observed accumulator codes (M, N) with what the datapath gives for a and b, every addition performed.
+
+    Raises InputError for operands that gemm() refuses and for an observed array of another shape or of floats.
+    """
+    datapath = chosen_datapath(hw, gemm)
+    left, right = checked_operands(a, b, datapath)
+    shape = (left.shape[0], right.shape[1])
+    found = to_numpy(observed, "observed")
+    if found.shape != shape:
+        raise InputError(
+            f"observed.shape = {found.shape}: must be {shape}, rows of a by columns of b; reshape it"
+        )
+    expected = plain_codes(left, right, datapath, checked_start(c, datapath, shape))
+    wrong = np.argwhere(found != expected)
+    if not len(wrong):
+        return Comparison(True, None, None, None, None, 0, expected.size)
+    row, col = (int(index) for index in wrong[0])
+    explanation = explain(a, b, hw, row, col, gemm, c)
+    return Comparison(
+        False, row, col, int(expected[row, col]), int(found[row, col]), len(wrong), expected.size,
+        explanation=explanation,
+    )  # fmt: skip
+
+
+def assert_bitexact(
+    actual: Any, a: Any, b: Any, hw: Hardware | str, gemm: str = "fprop", c: Any = None
+) -> None:
+    """Raise AssertionError showing the first wrong bit unless actual equals the datapath's codes for a and b.
+
+    Works in any test runner with a hardware name and nothing else. Raises InputError as compare() does, and where
+    there is no output to compare: an empty comparison proves nothing.
+    """
+    __tracebackhide__ = True
+    comparison = compare(a, b, hw, actual, gemm, c)
+    if not comparison.outputs:
+        raise InputError("actual: has no outputs, so nothing was compared; pass non-empty operands")
+    if not comparison.equal:
+        raise AssertionError(str(comparison))

@@ -1,0 +1,141 @@
+"""The exact product of integer matrices, computed by Numba: what U is made of, and what order-free datapaths reduce."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fqtsim.backends.base import Array
+from fqtsim.hw.lower import (
+    BITS,
+    COLUMNS,
+    EXACT,
+    HIGH,
+    LANES,
+    LOW,
+    MODE,
+    RUN,
+    UNSIGNED,
+    Lowered,
+    Range,
+    without_overflow,
+)
+from fqtsim.kernels import gemm as kernels
+from fqtsim.kernels import threads
+from fqtsim.kernels.chain import STRIP, chain_rows
+
+FLOAT_EXACT_LIMIT = 1 << 24
+"""Integers up to this magnitude are float32 numbers, so sums that stay below it are exact in any order."""
+
+
+def operand_range(codes: Array) -> Range:
+    """Return the smallest and largest code; 0 and 0 where there is none."""
+    return Range(int(codes.min()), int(codes.max())) if codes.size else Range(0, 0)
+
+
+class TileJob:
+    """One GEMM laid out for a driver: packed left operand, padded accumulators, orientation."""
+
+    def __init__(self, driver: kernels.Driver, a: Array, b: Array, c: Array | None) -> None:
+        m, n = a.shape[0], b.shape[1]
+        self.driver, self.swapped = driver, m > n
+        # The longer of M and N lies along the lanes; the other one is packed whole.
+        self.left, self.right = (b, a) if self.swapped else (a, b)
+        self.size = (n, m) if self.swapped else (m, n)
+        rows, width = driver.tile.rows, driver.width
+        tiles, self.panels = -(-self.size[0] // rows), -(-self.size[1] // width)
+        self.packed = np.empty((tiles, a.shape[1], rows), driver.dtype)
+        for t in range(tiles):
+            kernels.pack(self.left, self.swapped, self.packed[t], t * rows, 0, a.shape[1])
+        self.acc = np.zeros((tiles * rows, self.panels * width), driver.dtype)
+        if c is not None:
+            self.acc[: self.size[0], : self.size[1]] = c.T if self.swapped else c
+
+    def advance(self, k_first: int, k_end: int, group: int, low: int, high: int) -> None:
+        lane = self.driver.dtype
+        along_columns = not self.swapped
+
+        def part(first: int, end: int) -> None:
+            self.driver.run(
+                self.packed, self.right, along_columns, self.acc,
+                (k_first, k_end), group, lane(low), lane(high), (first, end),
+            )  # fmt: skip
+
+        work = self.packed.shape[0] * self.packed.shape[2] * self.driver.width * (k_end - k_first)
+        threads.run(part, threads.parts(self.panels, work // 16))
+
+    def result(self, dtype: type) -> Array:
+        """Return the accumulators as (M, N)."""
+        return self.oriented(self.acc, dtype)
+
+    def oriented(self, padded: Array, dtype: type) -> Array:
+        """Return an array laid out like the accumulators as (M, N)."""
+        block = padded[: self.size[0], : self.size[1]]
+        return np.ascontiguousarray(block.T if self.swapped else block, dtype=dtype)
+
+
+def unlimited_dtype(lowered: Lowered) -> type:
+    """Return int32 where U fits it, else int64."""
+    return np.int32 if lowered.unlimited.fits_signed(32) else np.int64
+
+
+def exact_product(a: Array, b: Array, dtype: type) -> Array:
+    """Return a (M, K) times b (K, N), exactly; the caller has bounded the result to dtype."""
+    shape = (a.shape[0], b.shape[1])
+    largest = operand_range(a).magnitude * operand_range(b).magnitude
+    if not largest:
+        return np.zeros(shape, dtype)
+    run = FLOAT_EXACT_LIMIT // largest
+    if run < 32:
+        return run_chain(a, b, None, _exact_table(a.shape[1]), 64).astype(dtype, copy=False)
+    job = TileJob(kernels.FLOAT_EXACT, a, b, None)
+    if a.shape[1] <= run:
+        job.advance(0, a.shape[1], 1, 0, 0)
+        return job.result(dtype)
+    total: Array = np.zeros(job.acc.shape, dtype)
+    for k in range(0, a.shape[1], run):
+        job.advance(k, min(k + run, a.shape[1]), 1, 0, 0)
+        kernels.add_block(total, job.acc)
+    return job.oriented(total, dtype)
+
+
+def _exact_table(k: int) -> Array:
+    table = np.zeros((1, COLUMNS), np.int64)
+    table[0, [RUN, LANES, MODE]] = k, 1, EXACT
+    return table
+
+
+def run_chain(a: Array, b: Array, start: Array | None, table: Array, word_bits: int) -> Array:
+    """Run the chain kernel from the start values, in threads over rows."""
+    word = np.int32 if word_bits == 32 else np.int64
+    out = np.zeros((a.shape[0], b.shape[1]), word) if start is None else np.array(start, dtype=word, order="C")
+    b = np.ascontiguousarray(b, dtype=word)
+    n_registers = int(table[:, LANES].sum())
+
+    def part(first: int, end: int) -> None:
+        chain_rows(a, b, out, table, np.empty((n_registers, STRIP), word), first, end)
+
+    threads.run(part, threads.parts(a.shape[0], a.shape[1] * b.shape[1]))
+    return out
+
+
+def unlimited_result(
+    a: Array, b: Array, lowered: Lowered, start: Array | None, product: Array | None = None
+) -> Array:
+    """Return U: the same chain with every register unlimited, from start values c; int32 where it fits."""
+    if lowered.dropped_bits:
+        return run_chain(a, b, start, without_overflow(lowered.table), 64)
+    dtype = unlimited_dtype(lowered)
+    total = exact_product(a, b, dtype) if product is None else product
+    return total.astype(dtype, copy=False) if start is None else (total + start).astype(dtype, copy=False)
+
+
+def wrap_codes(values: Array, lowered: Lowered) -> Array:
+    """Reduce integers into the wrapping accumulator of a lowered datapath."""
+    accumulator = lowered.accumulator
+    if lowered.unlimited.within(int(accumulator[LOW]), int(accumulator[HIGH])):
+        return values
+    values = values.astype(np.int64, copy=False)
+    shift = np.int64(64 - accumulator[BITS])
+    if accumulator[UNSIGNED]:
+        return values & np.int64((1 << int(accumulator[BITS])) - 1)
+    return (values << shift) >> shift

@@ -1,0 +1,165 @@
+"""Every addition performed, no shortcut: Numba kernels for every datapath that the schema allows (S4)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fqtsim.backends.base import Array, Backend, Events, GemmResult, LevelTrace, code_dtype
+from fqtsim.backends.exact import FLOAT_EXACT_LIMIT, TileJob, operand_range, run_chain, unlimited_result
+from fqtsim.errors import InputError
+from fqtsim.hw.lower import BITS, CLAMP, DROP, EXACT, HIGH, LANES, LOW, MODE, RUN, UNSIGNED, WRAP, Lowered, Range, lower
+from fqtsim.hw.spec import Datapath
+from fqtsim.kernels import gemm as kernels
+from fqtsim.kernels import trace as tracing
+
+
+class TilePlan(NamedTuple):
+    """A tile walk that performs a datapath: which driver, items per group, and its two limits."""
+
+    driver: kernels.Driver
+    group: int
+    low: int
+    high: int
+
+
+def tile_plan(lowered: Lowered) -> TilePlan | None:
+    """Return the tile walk that performs this chain, or None where only the general kernel can."""
+    table = lowered.table
+    group = 1
+    if len(table) == 2 and table[0, MODE] == EXACT and table[0, RUN] > 0:
+        group = int(table[0, RUN])
+    elif len(table) != 1:
+        return None
+    last = lowered.accumulator
+    if table[:, DROP].any() or lowered.product.magnitude >= 1 << 31:
+        return None
+    if last[MODE] == CLAMP:
+        return _clamp_plan(lowered, group)
+    if last[MODE] == WRAP and group == 1 and len(table) == 1 and not last[UNSIGNED] and last[BITS] <= 32:
+        shift = 32 - int(last[BITS])
+        return TilePlan(kernels.INT_SIGN_WRAP if shift else kernels.INT_EXACT, 1, shift, 0)
+    return None
+
+
+def _clamp_plan(lowered: Lowered, group: int) -> TilePlan | None:
+    low, high = int(lowered.accumulator[LOW]), int(lowered.accumulator[HIGH])
+    item = lowered.product.times(group).magnitude
+    # An item and both rails are float32 integers. A sum beyond 2**24 may round, but rounding is monotonic and the
+    # rail it passed is a float32 number, so the clamped sum is right.
+    if max(-low, high, item) <= FLOAT_EXACT_LIMIT:
+        driver = kernels.FLOAT_CLAMP if group == 1 else kernels.FLOAT_CLAMP_GROUPED
+        return TilePlan(driver, group, low, high)
+    if lowered.word_bits == 32:
+        driver = kernels.INT_CLAMP if group == 1 else kernels.INT_CLAMP_GROUPED
+        return TilePlan(driver, group, low, high)
+    return None
+
+
+def start_values(c: Array | None, m: int, n: int) -> Array | None:
+    """Return c as (M, N) int64, None where there is none."""
+    return None if c is None else np.broadcast_to(c, (m, n)).astype(np.int64)
+
+
+def prepare(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Lowered:
+    """Lower a datapath for these very operands: their own ranges decide the lanes."""
+    c = Range(0, 0) if start is None else operand_range(start)
+    return lower(datapath, a.shape[1], operand_range(a), operand_range(b), c)
+
+
+def untouched(a: Array, b: Array, datapath: Datapath, start: Array | None, trace: bool) -> GemmResult:
+    """Return the result where there is nothing to add: the start values."""
+    lowered = prepare(a, b, datapath, start)
+    codes = np.zeros((a.shape[0], b.shape[1]), code_dtype(datapath))
+    if start is not None:
+        codes[:] = start
+    result = finish(codes, codes, lowered, code_dtype(datapath))
+    return with_trace(result, a, b, lowered, start) if trace else result
+
+
+def stepwise_codes(a: Array, b: Array, lowered: Lowered, start: Array | None) -> Array:
+    """Perform every addition of every output and return the accumulators."""
+    plan = tile_plan(lowered)
+    if plan is None:
+        return run_chain(a, b, start, lowered.table, lowered.word_bits)
+    job = TileJob(plan.driver, a, b, start)
+    job.advance(0, a.shape[1], plan.group, plan.low, plan.high)
+    return job.result(np.int32)
+
+
+def finish(codes: Array, unlimited: Array, lowered: Lowered, dtype: type) -> GemmResult:
+    """Count the events and wrap up. codes may be unlimited itself, where nothing could overflow."""
+    if not codes.size:
+        return GemmResult(codes.astype(dtype, copy=False), Events())
+    low, high = rails(lowered)
+    if codes is unlimited:
+        minimum, maximum = int(codes.min()), int(codes.max())
+        if low < minimum and maximum < high:
+            return GemmResult(codes.astype(dtype, copy=False), Events(), minimum, maximum)
+    word = np.promote_types(codes.dtype, unlimited.dtype)
+    counts = np.zeros(6, np.int64)
+    flat_codes, flat = codes.ravel().astype(word, copy=False), unlimited.ravel().astype(word, copy=False)
+    kernels.count_events(flat_codes, flat, low, high, counts)
+    altered, out_of_range, transient, minimum, maximum, at_rail = (int(count) for count in counts)
+    events = Events(altered, out_of_range, transient)
+    return GemmResult(codes.astype(dtype, copy=False), events, minimum, maximum, at_rail)
+
+
+def rails(lowered: Lowered) -> tuple[int, int]:
+    """Return the accumulator's rails; those of int64, which nothing reaches, for an exact one."""
+    if lowered.accumulator[MODE] == EXACT:
+        return -(1 << 63), (1 << 63) - 1
+    return int(lowered.accumulator[LOW]), int(lowered.accumulator[HIGH])
+
+
+class Stepwise(Backend):
+    """Performs every addition with Numba."""
+
+    name = "stepwise"
+
+    @property
+    def executor(self) -> str:
+        return "numba"
+
+    def gemm(
+        self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False
+    ) -> GemmResult:
+        start = start_values(c, a.shape[0], b.shape[1])
+        if not (a.shape[0] and a.shape[1] and b.shape[1]):
+            return untouched(a, b, datapath, start, trace)
+        lowered = prepare(a, b, datapath, start)
+        codes = stepwise_codes(a, b, lowered, start)
+        result = finish(codes, unlimited_result(a, b, lowered, start), lowered, code_dtype(datapath))
+        return with_trace(result, a, b, lowered, start) if trace else result
+
+
+MAX_TRACE_ITEMS = 1 << 27
+
+
+def with_trace(result: GemmResult, a: Array, b: Array, lowered: Lowered, start: Array | None) -> GemmResult:
+    """Return the result with every level's statistics and registers. Raises InputError beyond 2**27 products."""
+    m, n, k = a.shape[0], b.shape[1], a.shape[1]
+    if m * n * k > MAX_TRACE_ITEMS:
+        raise InputError(
+            f"trace = True: holds all {m * n * k} products; at most {MAX_TRACE_ITEMS}; trace a part"
+        )
+    items = np.empty((m, n, k), np.int64)
+    tracing.trace_products(np.ascontiguousarray(a), np.ascontiguousarray(b), items)
+    levels = []
+    for index, row in enumerate(lowered.table):
+        last, n_items = index == len(lowered.table) - 1, items.shape[2]
+        emitted = -(-n_items // int(row[RUN])) if row[RUN] else int(row[LANES]) * (n_items > 0)
+        registers = np.zeros((m, n, 1 if last else emitted), np.int64)
+        if last and start is not None:
+            registers[:, :, 0] = start
+        statistics = np.array([np.iinfo(np.int64).max, np.iinfo(np.int64).min, 0, 0], np.int64)
+        tracing.trace_all(items, row, registers, statistics)
+        if not items.size:
+            statistics[:] = 0
+        minimum, maximum, additions, overflows = (int(value) for value in statistics)
+        levels.append(LevelTrace(minimum, maximum, additions, overflows, registers))
+        items = registers
+    return GemmResult(
+        result.codes, result.events, result.minimum, result.maximum, result.at_rail, trace=tuple(levels)
+    )

@@ -1,0 +1,49 @@
+"""Accumulator codes to float32: zero points in int64, two binary64 products, one conversion (S4, S5.8)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from fqtsim.kernels import threads
+
+
+def row_sums(a: Any, out: Any) -> None:
+    """Write the int64 sum of each row of the codes a (M, K) to out (M,)."""
+    threads.run(lambda first, last: _row_sums(a, out, first, last), threads.parts(len(out), a.shape[1]))
+
+
+@njit(nogil=True)
+def _row_sums(a: Any, out: Any, first: int, last: int) -> None:
+    for m in range(first, last):
+        total = 0
+        for k in range(a.shape[1]):
+            total += int(a[m, k])
+        out[m] = total
+
+
+def finish(acc: Any, dropped: int, terms: int, row: Any, column: Any, scales: Any, out: Any) -> None:
+    """Write float32(float64(value) * (row step * column step)) to out (R, N, I) for acc (R * I, N).
+
+    value = acc * 2^dropped - za * sum(b) - zb * sum(a) + K * za * zb, where row = (za, sum(a)) is (2, R * I),
+    column = (zb, sum(b)) is (2, N), terms is K and scales = (row steps, column steps) are float64.
+    """
+    threads.run(
+        lambda first, last: _finish(acc, dropped, terms, row, column, scales, out, first, last),
+        threads.parts(len(acc), acc.shape[1]),
+    )
+
+
+@njit(nogil=True)
+def _finish(
+    acc: Any, dropped: int, terms: int, row: Any, column: Any, scales: Any, out: Any, first: int, last: int
+) -> None:
+    inner = out.shape[2]
+    for m in range(first, last):
+        r, i = m // inner, m % inner
+        za, sum_a, row_step = row[0, m], row[1, m], scales[0][m]
+        for n in range(acc.shape[1]):
+            zb = column[0, n]
+            value = (int(acc[m, n]) << dropped) - za * column[1, n] - zb * sum_a + terms * za * zb
+            out[r, n, i] = float(value) * (row_step * scales[1][n])

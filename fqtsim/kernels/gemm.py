@@ -1,0 +1,148 @@
+"""GEMM drivers around the tiles: pack operands, walk tiles, count events.
+
+The longer of M and N lies along the vector lanes. Swapping the operands changes no bit: the products are the same and
+so is the order of k. Packed operands are float32 or int32, whichever the tile multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from fqtsim.kernels import tile as tiles
+from fqtsim.kernels.tile import LANES, Tile
+
+CHUNK = 1024
+"""Products per visit of a tile: a packed panel of this depth stays in the second-level cache."""
+
+
+class Driver(NamedTuple):
+    """A compiled tile walk, with the shape and lane type that it wants its operands packed for."""
+
+    run: Callable[..., None]
+    tile: Tile
+    dtype: type
+
+    @property
+    def width(self) -> int:
+        return self.tile.vectors * LANES
+
+
+@njit(nogil=True)
+def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k_end: int) -> None:
+    """Write out[k - k_first, r] = source[first + r, k], or source[k, first + r]; missing rows are 0."""
+    width = out.shape[1]
+    size = source.shape[1] if along_columns else source.shape[0]
+    count = min(width, size - first)
+    for k in range(k_first, k_end):
+        row = out[k - k_first]
+        for r in range(count):
+            row[r] = source[k, first + r] if along_columns else source[first + r, k]
+        for r in range(count, width):
+            row[r] = 0
+
+
+def _walk(kernel: Any, shape: Tile, dtype: type) -> Driver:
+    rows, width = shape.rows, shape.vectors * LANES
+
+    @njit(nogil=True)
+    def run(
+        left: Any,
+        right: Any,
+        along_columns: bool,
+        acc: Any,
+        k_range: Any,
+        group: int,
+        low: Any,
+        high: Any,
+        panels: Any,
+    ) -> None:
+        """Advance acc over k_range for some panels of the right operand. left is packed: (tiles, K, rows)."""
+        chunk = group * max(1, CHUNK // group)
+        panel = np.empty((min(chunk, k_range[1] - k_range[0]), width), acc.dtype)
+        stride = acc.shape[1] * acc.itemsize
+        for p in range(panels[0], panels[1]):
+            for k in range(k_range[0], k_range[1], chunk):
+                end = min(k + chunk, k_range[1])
+                pack(right, along_columns, panel, p * width, k, end)
+                for t in range(left.shape[0]):
+                    place = acc.ctypes.data + t * rows * stride + p * width * acc.itemsize
+                    a_place = left[t, k:].ctypes.data
+                    kernel(place, stride, a_place, panel.ctypes.data, end - k, group, low, high)
+
+    return Driver(run, shape, dtype)
+
+
+FLOAT_EXACT = _walk(tiles.float_exact, tiles.PLAIN, np.float32)
+FLOAT_CLAMP = _walk(tiles.float_clamp, tiles.PLAIN, np.float32)
+FLOAT_CLAMP_GROUPED = _walk(tiles.float_clamp_grouped, tiles.GROUPED, np.float32)
+INT_EXACT = _walk(tiles.int_exact, tiles.PLAIN, np.int32)
+INT_CLAMP = _walk(tiles.int_clamp, tiles.PLAIN, np.int32)
+INT_CLAMP_GROUPED = _walk(tiles.int_clamp_grouped, tiles.GROUPED, np.int32)
+INT_SIGN_WRAP = _walk(tiles.int_sign_wrap, tiles.PLAIN, np.int32)
+
+
+@njit(nogil=True)
+def add_block(total: Any, block: Any) -> None:
+    """Add a block of integers held in float32 lanes to integer totals, and clear the block."""
+    for i in range(total.shape[0]):
+        for j in range(total.shape[1]):
+            total[i, j] += np.int64(block[i, j])
+            block[i, j] = 0
+
+
+@njit(nogil=True)
+def count_events(codes: Any, unlimited: Any, low: int, high: int, counts: Any) -> None:
+    """Write altered, out of range, transient, minimum and maximum of unlimited, outputs at a rail.
+
+    codes and unlimited are flat, of one integer type; counts is (6,) int64.
+    """
+    word = codes.dtype.type
+    altered = out_of_range = transient = at_rail = np.int64(0)
+    minimum: Any = unlimited[0]
+    maximum: Any = minimum
+    lowest, highest = np.int64(low), np.int64(high)
+    for i in range(codes.size):
+        code, u = codes[i], unlimited[i]
+        outside = (u < lowest) | (u > highest)
+        changed = code != u
+        altered += changed
+        out_of_range += outside
+        transient += changed & ~outside
+        at_rail += (code == lowest) | (code == highest)
+        minimum, maximum = min(minimum, u), max(maximum, u)
+    counts[0], counts[1], counts[2] = altered, out_of_range, transient
+    counts[3], counts[4], counts[5] = word(minimum), word(maximum), at_rail
+
+
+@njit(nogil=True)
+def open_outputs(rows: Any, columns: Any, start: Any, limit: int, open_rows: Any, open_columns: Any) -> None:
+    """Mark the rows and columns that hold an output with |a_i|**2 |b_j|**2 > (limit - |c|)**2, pessimistically.
+
+    rows and columns are float64 squared norms, rounded up by the caller; start is (M, N), or (0, 0) for zeros.
+    """
+    for i in range(rows.size):
+        for j in range(columns.size):
+            # In int64 first: near a rail of more than 53 bits a float64 difference could come out too large.
+            room = np.float64(limit - abs(start[i, j]) if start.size else limit)
+            if room < 0 or rows[i] * columns[j] > room * room:
+                open_rows[i] = True
+                open_columns[j] = True
+
+
+@njit(nogil=True)
+def squared_norms(codes: Any, along_columns: bool, out: Any) -> None:
+    """Add the square of every code to out, int64: one entry per row, or per column."""
+    for i in range(codes.shape[0]):
+        total = np.int64(0)
+        for j in range(codes.shape[1]):
+            square = np.int64(codes[i, j]) * np.int64(codes[i, j])
+            if along_columns:
+                out[j] += square
+            else:
+                total += square
+        if not along_columns:
+            out[i] += total

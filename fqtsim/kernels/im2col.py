@@ -1,0 +1,88 @@
+"""Lower convolutions to matrices of codes: gathers only, no arithmetic on a code (S4, "Order of k").
+
+A kernel copies bytes, so callers view the codes as a plain integer type of the same width and one compiled form serves
+every format. Positions outside the input, and the holes of a stride-dilated gradient, take the sample's `fill` code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from fqtsim.kernels import threads
+
+
+def gather_rows(x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any, hole: Any) -> None:
+    """Write the patch of every output position: x (N, H, W, C) -> out (N, OH, OW, KH, KW, C).
+
+    Output o and tap t read position (o * step + t * tap + offset) / hole of x, where that is a whole number inside x.
+    """
+    count = out.shape[0] * out.shape[1]
+    threads.run(
+        lambda first, last: _gather_rows(x, fill, out, step, tap, offset, hole, first, last),
+        threads.parts(count, out.size // max(count, 1)),
+    )
+
+
+@njit(nogil=True)
+def _gather_rows(
+    x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any, hole: Any, first: int, last: int
+) -> None:
+    height, width, channels = x.shape[1:]
+    columns, kernel_h, kernel_w = out.shape[2:5]
+    for job in range(first, last):
+        n, oh = job // out.shape[1], job % out.shape[1]
+        for i in range(kernel_h):
+            v = oh * step[0] + i * tap[0] + offset[0]
+            h = v // hole[0]
+            row_inside = 0 <= h < height and h * hole[0] == v
+            for ow in range(columns):
+                for j in range(kernel_w):
+                    u = ow * step[1] + j * tap[1] + offset[1]
+                    w = u if hole[1] == 1 else u // hole[1]
+                    if row_inside and 0 <= w < width and w * hole[1] == u:
+                        for c in range(channels):
+                            out[n, oh, ow, i, j, c] = x[n, h, w, c]
+                    else:
+                        for c in range(channels):
+                            out[n, oh, ow, i, j, c] = fill[n]
+
+
+def gather_columns(x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any) -> None:
+    """Write the transpose of `gather_rows` without holes: x (N, C, H, W) -> out (KH, KW, C, N, OH, OW)."""
+    count = out.shape[0] * out.shape[1] * out.shape[2]
+    threads.run(
+        lambda first, last: _gather_columns(x, fill, out, step, tap, offset, first, last),
+        threads.parts(count, out.size // max(count, 1)),
+    )
+
+
+@njit(nogil=True)
+def _gather_columns(x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any, first: int, last: int) -> None:
+    samples, channels, height, width = x.shape
+    kernel_w, rows, columns = out.shape[1], out.shape[4], out.shape[5]
+    for job in range(first, last):
+        i, j, c = job // (kernel_w * channels), job // channels % kernel_w, job % channels
+        left = j * tap[1] + offset[1]
+        # Columns start..stop-1 of the output read inside the image; the others are padding.
+        start = min(max((-left + step[1] - 1) // step[1], 0), columns)
+        stop = max(min((width - left + step[1] - 1) // step[1], columns), start)
+        for n in range(samples):
+            for oh in range(rows):
+                h = oh * step[0] + i * tap[0] + offset[0]
+                if not 0 <= h < height:
+                    for ow in range(columns):
+                        out[i, j, c, n, oh, ow] = fill[n]
+                    continue
+                for ow in range(start):
+                    out[i, j, c, n, oh, ow] = fill[n]
+                if step[1] == 1:  # a run of neighbours, which the compiler copies by vectors
+                    source, target = x[n, c, h, start + left : stop + left], out[i, j, c, n, oh, start:stop]
+                    for ow in range(stop - start):
+                        target[ow] = source[ow]
+                else:
+                    for ow in range(start, stop):
+                        out[i, j, c, n, oh, ow] = x[n, c, h, ow * step[1] + left]
+                for ow in range(stop, columns):
+                    out[i, j, c, n, oh, ow] = fill[n]

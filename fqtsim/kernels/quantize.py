@@ -1,0 +1,198 @@
+"""Row ranges, and float32 values to codes, with the random words drawn on the way (S5.5 to S5.7).
+
+The twin of ref/quantize.py. Work goes by blocks of the flat logical tensor that fit the first-level cache: words,
+quotients, integers, codes, one simple loop each. No block depends on another.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from fqtsim.kernels.grid import Grid
+from fqtsim.kernels.random import fill_blocks
+from fqtsim.kernels.threads import parts, run
+from fqtsim.words import Rounding
+
+BLOCK = 4096
+"""Elements a block; a multiple of 4, so that blocks begin with a fresh counter."""
+
+_SAFE = float(2**20)
+"""Quotients are first brought to -2**20..2**20: far outside every format, so the clamp and its count stay the same."""
+
+# Which inexact numbers go up from their floor: (at or above one half, or any fraction; condition).
+_ODD, _EVEN, _NOT_NEGATIVE, _NEGATIVE, _ALWAYS, _NEVER = range(6)
+_UP = {
+    Rounding.TIES_TO_EVEN: (1, _ODD),
+    Rounding.TIES_TO_ODD: (1, _EVEN),
+    Rounding.TIES_TO_AWAY: (1, _NOT_NEGATIVE),
+    Rounding.TIES_TO_ZERO: (1, _NEGATIVE),
+    Rounding.TIES_TO_POSITIVE: (1, _ALWAYS),
+    Rounding.TIES_TO_NEGATIVE: (1, _NEVER),
+    Rounding.TOWARD_ZERO: (0, _NEGATIVE),
+    Rounding.AWAY_FROM_ZERO: (0, _NOT_NEGATIVE),
+    Rounding.TOWARD_POSITIVE: (0, _ALWAYS),
+    Rounding.TOWARD_NEGATIVE: (0, _NEVER),
+    Rounding.TO_ODD: (0, _EVEN),
+}
+_RINT, _GENERAL, _STOCHASTIC = range(3)
+
+
+class Draw(NamedTuple):
+    """Where the random words of one tensor come from; bits is 0 for a deterministic rounding."""
+
+    seed: int
+    stream: int
+    step: int
+    bits: int
+
+
+@njit(nogil=True)
+def _extremes(bits: Any) -> Any:
+    """Return the least and greatest of int32 views of float32 numbers, as integers in the same order."""
+    least, greatest = np.int32(2147483647), np.int32(-2147483648)
+    for i in range(bits.size):
+        key = bits[i] ^ ((bits[i] >> 31) & np.int32(0x7FFFFFFF))
+        least, greatest = min(least, key), max(greatest, key)
+    return least, greatest
+
+
+@njit(nogil=True)
+def _fill_extremes(bits: Any, first: Any, last: Any, out: Any) -> None:
+    for i in range(first, last):
+        out[i, 0], out[i, 1] = _extremes(bits[i])
+
+
+def extremes(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return minimum and maximum of each row of x (N, D), zeros as +0; infinite or NaN if any value of the row is."""
+    bits = x.view(np.int32)
+    keys = np.empty((len(x), 2), np.int32)
+    ranges = parts(len(x), x.shape[1])
+    if len(x) > 1 or x.size < 2 * BLOCK:
+        run(lambda i, j: _fill_extremes(bits, i, j, keys), ranges)
+    else:
+        pieces = np.array(run(lambda i, j: _extremes(bits[0, i:j]), parts(x.size)), np.int32)
+        keys[0] = pieces[:, 0].min(), pieces[:, 1].max()
+    values = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32) + np.float32(0)
+    return values[:, 0], values[:, 1]
+
+
+@njit(nogil=True)
+def _divide(x: Any, step: Any, y: Any) -> None:
+    for i in range(x.size):
+        y[i] = x[i] / step
+
+
+@njit(nogil=True)
+def _divide_offset(x: Any, step: Any, offset: Any, y: Any) -> None:
+    for i in range(x.size):
+        y[i] = np.float32((np.float64(x[i]) - np.float64(offset)) / np.float64(step))
+
+
+@njit(nogil=True)
+def _round_even(y: Any, q: Any) -> None:
+    for i in range(y.size):
+        q[i] = np.int32(np.rint(min(max(y[i], np.float32(-_SAFE)), np.float32(_SAFE))))
+
+
+@njit(nogil=True)
+def _round_general(y: Any, nearest: Any, condition: Any, q: Any) -> None:
+    for i in range(y.size):
+        value = min(max(np.float64(y[i]), -_SAFE), _SAFE)
+        floor = np.floor(value)
+        fraction = value - floor  # may round up to 1 for a tiny negative value, which changes no comparison below
+        f = np.int32(floor)
+        met = (
+            (condition == _ODD and f & 1 == 1)
+            or (condition == _EVEN and f & 1 == 0)
+            or (condition == _NOT_NEGATIVE and f >= 0)
+            or (condition == _NEGATIVE and f < 0)
+            or condition == _ALWAYS
+        )
+        up = fraction > 0.5 or (fraction == 0.5 and met) if nearest else fraction > 0.0 and met
+        q[i] = f + np.int32(up)
+
+
+@njit(nogil=True)
+def _round_stochastic(y: Any, words: Any, n: Any, q: Any) -> None:
+    """Round by S5.6 with the top n bits of each word: the integers below stay under 2**53, so float64 holds them."""
+    up, down, drop = np.float64(2.0**n), np.float64(2.0**-n), np.uint32(32 - n)
+    for i in range(y.size):
+        scaled = np.floor(min(max(np.float64(y[i]), -_SAFE), _SAFE) * up)
+        q[i] = np.int32(np.floor((scaled + (up - 1.0 - np.float64(words[i] >> drop))) * down))
+
+
+@njit(nogil=True)
+def _store(q: Any, zero_point: Any, low: Any, high: Any, codes: Any) -> Any:
+    """Store clamp(q + zero_point) and return how many were clamped."""
+    clamped = np.int32(0)
+    for i in range(q.size):
+        code = q[i] + zero_point
+        held = min(max(code, low), high)
+        clamped += np.int32(code != held)
+        codes[i] = held
+    return clamped
+
+
+@njit(nogil=True)
+def _round(y: Any, how: Any, words: Any, bits: Any, q: Any) -> None:
+    kind, nearest, condition = how
+    if kind == _RINT:
+        _round_even(y, q)
+    elif kind == _GENERAL:
+        _round_general(y, nearest, condition, q)
+    else:
+        _round_stochastic(y, words, bits, q)
+
+
+@njit(nogil=True)
+def _quantize(x: Any, grid: Any, how: Any, draw: Any, first: Any, last: Any, codes: Any) -> Any:
+    """Fill codes first..last of the flat rows x; return the number of clamps. first is a multiple of 4.
+
+    grid: step, zero point, offset (or empty) of each row, row length, lowest and highest code.
+    how: kind of rounding and its two terms. draw: two halves of the seed, stream, step, bits.
+    """
+    steps, zero_points, offsets, length, low, high = grid
+    key0, key1, stream, index, bits = draw
+    words, y, q = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+    clamps = np.int64(0)
+    for start in range(first, last, BLOCK):
+        stop = min(last, start + BLOCK)
+        i = start
+        while i < stop:  # the rows, or parts of rows, in this block
+            row = i // length
+            end = min(stop, (row + 1) * length)
+            if offsets.size:
+                _divide_offset(x[i:end], steps[row], offsets[row], y[i - start :])
+            else:
+                _divide(x[i:end], steps[row], y[i - start :])
+            i = end
+        if bits:
+            fill_blocks(words, start // 4, (stop + 3) // 4, stream, index, key0, key1)
+        _round(y[: stop - start], how, words, bits, q)
+        i = start
+        while i < stop:
+            row = i // length
+            end = min(stop, (row + 1) * length)
+            clamps += _store(q[i - start : end - start], zero_points[row], low, high, codes[i:end])
+            i = end
+    return clamps
+
+
+def quantize(
+    x: npt.NDArray[np.float32], grid: Grid, rounding: Rounding, draw: Draw, storage: str
+) -> tuple[npt.NDArray[np.integer[Any]], int]:
+    """Return the codes of x (N, D), one grid per row, and how many were clamped. Source: S5.6, S5.7."""
+    codes = np.empty(x.size, storage)
+    flat = x.reshape(-1)
+    offset = np.empty(0, np.float32) if grid.offset is None else grid.offset
+    rows = (grid.step, grid.zero_point, offset, x.shape[1], np.int32(grid.low), np.int32(grid.high))
+    kind = {Rounding.STOCHASTIC: _STOCHASTIC, Rounding.TIES_TO_EVEN: _RINT}.get(rounding, _GENERAL)
+    how = (kind, *_UP.get(rounding, (0, _NEVER)))
+    words = (draw.seed & 0xFFFFFFFF, draw.seed >> 32, draw.stream, draw.step, draw.bits)
+    ranges = [(4 * i, min(4 * j, x.size)) for i, j in parts(-(-x.size // 4), 4)]
+    clamps = run(lambda i, j: _quantize(flat, rows, how, words, i, j, codes), ranges)
+    return codes.reshape(x.shape), sum(clamps)
