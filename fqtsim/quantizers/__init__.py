@@ -1,0 +1,57 @@
+"""The paper's gradient quantizers, and the same for weights and activations: ptq, psq, bhq."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from fqtsim.errors import InputError
+from fqtsim.quantizers.base import Quantizer, Zero
+from fqtsim.quantizers.block_householder import BlockHouseholderQuantizer
+from fqtsim.quantizers.per_sample import PerSampleQuantizer
+from fqtsim.quantizers.per_tensor import PerTensorQuantizer
+from fqtsim.quantizers.qtensor import QTensor, checked_format
+from fqtsim.words import IntFormat, Rounding
+
+__all__ = ["QUANTIZERS", "QTensor", "Quantizer", "Zero", "quantizer"]
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    "ptq": PerTensorQuantizer,
+    "psq": PerSampleQuantizer,
+    "bhq": BlockHouseholderQuantizer,
+}
+
+
+Word = TypeVar("Word", Rounding, Zero)
+
+
+def _word(key: str, value: str, words: type[Word]) -> Word:
+    try:
+        return words(value)
+    except ValueError:
+        raise InputError(f"{key} = {value!r}: must be one of {', '.join(words)}") from None
+
+
+def quantizer(
+    name: str,
+    bits: int,
+    rounding: Rounding | str,
+    random_bits: int | None = None,
+    zero: Zero | str = "aligned",
+    format: IntFormat | str | None = None,
+) -> Quantizer:
+    """Return the quantizer `ptq` (per tensor), `psq` (per sample) or `bhq` (block Householder).
+
+    bits is 2..16; random_bits, 1..32, belongs to stochastic rounding alone; format is the operand port, by default
+    uint{bits}. Raises InputError. Source: S5.6, S5.7, S5.12.
+    """
+    if name not in QUANTIZERS:
+        raise InputError(f"quantizer = {name!r}: must be one of {', '.join(QUANTIZERS)}")
+    if not 2 <= bits <= 16:
+        raise InputError(f"bits = {bits}: must be 2..16; one bit leaves no code beside zero")
+    rule = _word("rounding", rounding, Rounding)
+    if rule is Rounding.STOCHASTIC and (random_bits is None or not 1 <= random_bits <= 32):
+        raise InputError(f"random_bits = {random_bits}: stochastic rounding needs 1..32 random bits; say how many")
+    if rule is not Rounding.STOCHASTIC and random_bits is not None:
+        raise InputError(f"random_bits = {random_bits}: rounding = {rule} draws no random bits; leave random_bits out")
+    port = checked_format(format if format is not None else IntFormat(bits, signed=False), bits)
+    return QUANTIZERS[name](bits, rule, random_bits or 0, _word("zero", zero, Zero), port)

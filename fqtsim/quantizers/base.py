@@ -1,0 +1,98 @@
+"""What every quantizer has in common: its settings, and the way from a tensor to codes (S5.6, S5.7)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from fqtsim.backends.primitives import DEFAULT_PRIMITIVES, Primitives
+from fqtsim.errors import InputError
+from fqtsim.kernels.grid import GRIDS, Grid
+from fqtsim.kernels.quantize import Draw
+from fqtsim.quantizers.arrays import checked_float32, from_library
+from fqtsim.quantizers.qtensor import Mixing, QTensor, wrap
+from fqtsim.words import IntFormat, Rounding
+
+Array = np.ndarray[Any, Any]
+
+
+class Zero(StrEnum):
+    """Where real zero stands among the codes."""
+
+    #: Real zero is always a code, at whatever place suits the range.
+    ALIGNED = "aligned"
+    #: Real zero is code 0.
+    SYMMETRIC = "symmetric"
+    #: The paper's form: the minimum is the first code, and zero need not be a code.
+    FLOAT_OFFSET = "float_offset"
+
+
+@dataclass(frozen=True)
+class Quantizer(ABC):
+    """Turns float32 tensors into codes. Make one with `fqtsim.quantizer`, which checks the settings."""
+
+    #: Width: codes are 0..2**bits - 1, or less 2**(bits - 1) in a signed port.
+    bits: int
+    #: How quotients become integers.
+    rounding: Rounding
+    #: Random bits per element for stochastic rounding, 1..32; 0 for others.
+    random_bits: int
+    zero: Zero
+    #: The operand port that the codes are for.
+    format: IntFormat
+
+    @abstractmethod
+    def _rows(self, x: Array) -> Array:
+        """Return x as (rows, D), one grid per row."""
+
+    def _mix(self, rows: Array, primitives: Primitives) -> tuple[Array, Mixing | None]:
+        """Return the rows to quantize, and how to undo what was done to them."""
+        return rows, None
+
+    @property
+    def _per_row(self) -> bool:
+        return True
+
+    def quantize(
+        self, x: Any, seed: int = 0, stream: int = 0, step: int = 0, primitives: Primitives = DEFAULT_PRIMITIVES
+    ) -> QTensor:
+        """Quantize a float32 tensor, numpy or torch, any layout; the same library comes out.
+
+        Element i in row-major order of the logical tensor takes word i of (seed, stream, step) (S5.5).
+        Raises InputError for another type, an empty tensor, or a negative value under an unsigned symmetric grid;
+        TrainingStopped for NaN or infinity.
+        """
+        array, restore = from_library(x)
+        if checked_float32(array).size == 0:
+            raise InputError(f"x: shape {array.shape} has no elements; an empty tensor has no range to quantize")
+        rows, mixing = self._mix(self._rows(np.asarray(array, order="C")), primitives)
+        grid = self._grid(*primitives.extremes(rows))
+        draw = Draw(seed, stream, step, self.random_bits)
+        codes, clamps = primitives.quantize(rows, grid, self.rounding, draw, self.format.storage)
+        shape = (len(rows),) if self._per_row else ()
+        tensor = QTensor(
+            codes=codes.reshape(array.shape),
+            step=grid.step.reshape(shape),
+            zero_point=grid.zero_point.reshape(shape),
+            offset=None if grid.offset is None else grid.offset.reshape(shape),
+            clamps=clamps,
+            format=self.format,
+            bits=self.bits,
+            groups=None if mixing is None else mixing.groups,
+            _blank=grid.blank,
+            _mixing=mixing,
+            _primitives=primitives,
+        )
+        return wrap(tensor, restore)
+
+    def _grid(self, minimum: Array, maximum: Array) -> Grid:
+        if self.zero is Zero.SYMMETRIC and not self.format.signed and (minimum < 0).any():
+            raise InputError(
+                f"x: holds {minimum.min()}, and zero = symmetric in format {self.format} has no code below 0; "
+                f'use a signed format or zero = "aligned"'
+            )
+        return GRIDS[self.zero](minimum, maximum, self.bits, self.format.signed)
