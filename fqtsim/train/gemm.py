@@ -1,0 +1,99 @@
+"""One GEMM of a layer: codes into the datapath, zero points and steps after it (S4 "Zero points", S5.8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fqtsim.backends.base import GemmResult
+from fqtsim.errors import BackendRefused, InputError
+from fqtsim.hw.spec import Datapath
+from fqtsim.kernels import epilogue
+from fqtsim.train.operands import Array
+from fqtsim.train.run import Run
+
+INT64_BITS = 63
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One operand of a GEMM; its step and zero point may vary along the dimension that is not contracted."""
+
+    #: (M, K) for a, (K, N) for b; integer codes, or float32 where `step` is None.
+    codes: Array
+    #: float32, () or (M,) for a, (N,) for b.
+    step: Array | None
+    #: int64, shaped as `step`: what a code of real zero still holds after the datapath.
+    zero_point: Array
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """One of the three GEMMs of one layer, on the hardware of that layer."""
+
+    layer: str
+    #: fprop, dgrad or wgrad.
+    name: str
+    datapath: Datapath
+    run: Run
+
+    def __call__(self, a: Matrix, b: Matrix, rows: int = 1) -> Array:
+        """Return the real product (M, N) in float32, laid out as (rows, N, M / rows).
+
+        Operands without a step are multiplied by the platform's own float GEMM. Raises InputError where an
+        accumulator with its zero-point terms could pass int64.
+        """
+        if a.step is None or b.step is None:
+            product = torch.mm(torch.from_numpy(a.codes), torch.from_numpy(b.codes)).numpy()
+            return np.ascontiguousarray(product.reshape(rows, -1, product.shape[1]).transpose(0, 2, 1))
+        try:
+            result = self.run.backend.gemm(a.codes, b.codes, self.datapath, None, self.run.trace)
+        except BackendRefused as error:
+            raise BackendRefused(f"layer {self.layer!r}, {self.name}: {error}") from None
+        self._publish(a, b, result)
+        return self._finish(a, b, result, rows)
+
+    def _publish(self, a: Matrix, b: Matrix, result: GemmResult) -> None:
+        (m, k), n = a.codes.shape, b.codes.shape[1]
+        self.run.note(self.layer, self.name, (m, n, k), result)
+        for observe in self.run.observers:
+            observe(self.layer, self.name, a.codes, b.codes, self.datapath, None, result)
+
+    def _finish(self, a: Matrix, b: Matrix, result: GemmResult, rows: int) -> Array:
+        (m, k), n = a.codes.shape, b.codes.shape[1]
+        sums_a, sums_b = np.zeros(m, np.int64), np.zeros(n, np.int64)
+        # Only the other side's zero point multiplies a sum, so most sums are never formed.
+        if b.zero_point.any():
+            epilogue.row_sums(a.codes, sums_a)
+        if a.zero_point.any():
+            sums_b = b.codes.sum(axis=0, dtype=np.int64)
+        dropped = self.datapath.dropped_bits
+        self._check_width(result, dropped, k)
+        out = np.empty((rows, n, m // rows), np.float32)
+        epilogue.finish(
+            result.codes,
+            dropped,
+            k,
+            np.stack([np.broadcast_to(a.zero_point, (m,)), sums_a]),
+            np.stack([np.broadcast_to(b.zero_point, (n,)), sums_b]),
+            (_steps(a.step, m), _steps(b.step, n)),
+            out,
+        )
+        return out
+
+    def _check_width(self, result: GemmResult, dropped: int, k: int) -> None:
+        """Keep the zero-point correction inside int64; registers of up to about 50 bits always are."""
+        register = self.datapath.accumulator.register_format
+        largest = max(-result.minimum, result.maximum) if register is None else 1 << register.bits
+        correction = 3 * k << (self.datapath.a_format.bits + self.datapath.b_format.bits)
+        if ((largest << dropped) + correction).bit_length() > INT64_BITS:
+            raise InputError(
+                f"layer {self.layer!r}, {self.name}: an accumulator of {self.datapath.accumulator.register} with "
+                f"{dropped} dropped bits passes int64 in the zero-point terms; use a narrower register"
+            )
+
+
+def _steps(step: Array | None, count: int) -> Array:
+    return np.ascontiguousarray(np.broadcast_to(np.asarray(step).astype(np.float64), (count,)))

@@ -1,0 +1,206 @@
+"""Linear and Conv2d: quantize, three GEMMs, epilogue (S5 "The three GEMMs").
+
+X and W are quantized once for all GEMMs that read them; dH once by Q_b1 for wgrad and the bias, once by Q_b2 for dgrad.
+A port that the recipe leaves float runs on the platform's own GEMM, with the values that its partner's codes denote.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fqtsim import streams
+from fqtsim.errors import InputError, TrainingStopped
+from fqtsim.hw.spec import Hardware
+from fqtsim.quantizers import quantizer
+from fqtsim.recipe.spec import Recipe
+from fqtsim.train import functional
+from fqtsim.train.gemm import Gemm
+from fqtsim.train.graph import ConvOptions
+from fqtsim.train.layer import Gradients, Layer
+from fqtsim.train.operands import Array, Operand, decoded, encoded
+from fqtsim.train.run import Run
+from fqtsim.words import Rounding
+
+#: Per port: its random stream, the GEMM and operand whose format its codes are made for, and its name in messages.
+_PORTS = {
+    "activation": (streams.ACTIVATION, "fprop", "a", "activation"),
+    "weight": (streams.WEIGHT, "fprop", "b", "weight"),
+    "grad_for_wgrad": (streams.GRAD_FOR_WGRAD, "wgrad", "b", "output gradient"),
+    "grad_for_dgrad": (streams.GRAD_FOR_DGRAD, "dgrad", "a", "output gradient"),
+}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A tensor after its port: a QTensor, or the float values where the port is float."""
+
+    tensor: Any
+    is_float: bool
+
+    def values(self) -> Array:
+        """Return the float32 values, those of the codes where there are codes."""
+        return self.tensor if self.is_float else np.asarray(self.tensor.dequantize())
+
+
+class GemmLayer(Layer):
+    """A layer with a weight whose three products run on the hardware. Subclasses say how tensors become matrices."""
+
+    def __init__(self, name: str, run: Run, index: int, module: Any, recipe: Recipe, hardware: Hardware) -> None:
+        super().__init__(name, run)
+        self.index, self.recipe, self.hardware = index, recipe, hardware
+        self.weight, self.bias = module.weight, module.bias
+        self.quantizers = {port: self._quantizer(port) for port in _PORTS}
+        spec = recipe.port("weight")
+        self.per_channel = self._quantizer("weight", "psq") if spec is not None and spec.per_channel else None
+
+    def _quantizer(self, port: str, kind: str | None = None) -> Any:
+        spec = self.recipe.port(port)
+        if spec is None:
+            return None
+        _, gemm, operand, _ = _PORTS[port]
+        source = self.hardware.random
+        bits = source.bits if spec.rounding is Rounding.STOCHASTIC and source is not None else None
+        form = getattr(self.hardware.datapath_for(gemm), operand)
+        return quantizer(kind or spec.quantizer, spec.bits, spec.rounding, bits, spec.zero, form)
+
+    def weights(self) -> tuple[torch.nn.Parameter, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    def _quantize(self, port: str, values: Array, with_quantizer: Any = None) -> Quantized:
+        chosen = with_quantizer or self.quantizers[port]
+        if chosen is None:
+            return Quantized(values, True)
+        number, _, _, tensor = _PORTS[port]
+        stream, run = streams.stream_id(self.index, number), self.run
+        try:
+            return Quantized(chosen.quantize(values, run.seed, stream, run.step_index, run.primitives), False)
+        except TrainingStopped as error:
+            raise self.stopped(tensor, error) from None
+
+    def _gemm(self, name: str) -> Gemm:
+        return Gemm(self.name, name, self.hardware.datapath_for(name), self.run)
+
+    def _operands(self, name: str, a: Quantized, b: Quantized) -> tuple[Operand, Operand, Gemm]:
+        """Return both operands of a GEMM as its datapath takes them, or both as float values."""
+        gemm = self._gemm(name)
+        if a.is_float or b.is_float:
+            return decoded(a.values()), decoded(b.values()), gemm
+        path = gemm.datapath
+        return (
+            encoded(a.tensor, path.a_format, path.zero_point),
+            encoded(b.tensor, path.b_format, path.zero_point),
+            gemm,
+        )
+
+    def compute(self, *x: Array) -> tuple[Array, Any]:
+        self._check(x[0].shape)
+        weight = self.weight.detach().numpy()
+        xq = self._quantize("activation", x[0])
+        wq = self._quantize("weight", weight)
+        forward = wq if self.per_channel is None else self._quantize("weight", weight, self.per_channel)
+        y = self.fprop(*self._operands("fprop", xq, forward))
+        if self.bias is not None:
+            y = self.run.primitives.add(y, self._along_output(self.bias.detach().numpy(), y))
+        return y, (xq, wq, x[0].shape)
+
+    def differentiate(self, saved: Any, dy: tuple[Array, ...], wanted: tuple[bool, ...]) -> tuple[Gradients, Gradients]:
+        xq, wq, shape = saved
+        # Without dgrad no Q_b2 is drawn; streams are per port, so nothing else moves.
+        dx = self._input_gradient(wq, dy[0], shape) if wanted[0] else None
+        if not any(wanted[1:]):
+            return (dx,), (None,) * (len(wanted) - 1)
+        a, b, gemm = self._operands("wgrad", xq, self._quantize("grad_for_wgrad", dy[0]))
+        dw = self.wgrad(a, b, gemm) if wanted[1] else None
+        if self.bias is None:
+            return (dx,), (dw,)
+        return (dx,), (dw, functional.bias_gradient(b, self._summed_axes(dy[0]), self.run.primitives))
+
+    def _input_gradient(self, wq: Quantized, dy: Array, shape: tuple[int, ...]) -> Array:
+        dh = self._quantize("grad_for_dgrad", dy)
+        a, b, gemm = self._operands("dgrad", dh, wq)
+        dx = self.dgrad(a, b, gemm, shape)
+        return dx if dh.is_float else np.asarray(dh.tensor.unmix(dx))
+
+    def fprop(self, x: Operand, w: Operand, gemm: Gemm) -> Array:
+        """Return the layer's product, before the bias."""
+        raise NotImplementedError
+
+    def dgrad(self, dh: Operand, w: Operand, gemm: Gemm, shape: tuple[int, ...]) -> Array:
+        """Return the gradient of an input of `shape`."""
+        raise NotImplementedError
+
+    def wgrad(self, x: Operand, dh: Operand, gemm: Gemm) -> Array:
+        """Return the gradient of the weight."""
+        raise NotImplementedError
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        raise NotImplementedError
+
+    def _along_output(self, bias: Array, y: Array) -> Array:
+        raise NotImplementedError
+
+    def _summed_axes(self, dy: Array) -> tuple[int, ...]:
+        raise NotImplementedError
+
+
+class Linear(GemmLayer):
+    """y = x W^T + b over the last dimension."""
+
+    def fprop(self, x: Operand, w: Operand, gemm: Gemm) -> Array:
+        return functional.linear_fprop(x, w, gemm)
+
+    def dgrad(self, dh: Operand, w: Operand, gemm: Gemm, shape: tuple[int, ...]) -> Array:
+        return functional.linear_dgrad(dh, w, gemm)
+
+    def wgrad(self, x: Operand, dh: Operand, gemm: Gemm) -> Array:
+        return functional.linear_wgrad(x, dh, gemm)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if len(shape) < 2 or shape[-1] != self.weight.shape[1]:
+            raise InputError(
+                f"layer {self.name!r}: a linear layer of {self.weight.shape[1]} features got shape {tuple(shape)}; "
+                "check the image size that the model expects"
+            )
+
+    def _along_output(self, bias: Array, y: Array) -> Array:
+        return bias
+
+    def _summed_axes(self, dy: Array) -> tuple[int, ...]:
+        return tuple(range(dy.ndim - 1))
+
+
+class Conv2d(GemmLayer):
+    """A convolution with zero padding, stride, dilation and groups."""
+
+    def __init__(
+        self, name: str, run: Run, index: int, module: Any, recipe: Recipe, hardware: Hardware, options: ConvOptions
+    ) -> None:
+        super().__init__(name, run, index, module, recipe, hardware)
+        self.window, self.groups = options.window, options.groups
+
+    def fprop(self, x: Operand, w: Operand, gemm: Gemm) -> Array:
+        return functional.conv_fprop(x, w, self.window, self.groups, gemm)
+
+    def dgrad(self, dh: Operand, w: Operand, gemm: Gemm, shape: tuple[int, ...]) -> Array:
+        return functional.conv_dgrad(dh, w, self.window, self.groups, (shape[2], shape[3]), gemm)
+
+    def wgrad(self, x: Operand, dh: Operand, gemm: Gemm) -> Array:
+        return functional.conv_wgrad(x, dh, self.window, self.groups, gemm)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        channels = self.weight.shape[1] * self.groups
+        if len(shape) != 4 or shape[1] != channels:
+            raise InputError(
+                f"layer {self.name!r}: a convolution of {channels} channels got shape {tuple(shape)}; "
+                "feed (samples, channels, height, width)"
+            )
+
+    def _along_output(self, bias: Array, y: Array) -> Array:
+        return bias.reshape(-1, 1, 1)
+
+    def _summed_axes(self, dy: Array) -> tuple[int, ...]:
+        return (0, 2, 3)

@@ -1,0 +1,79 @@
+"""Batch norm, one float32 operation per symbol, left to right as bracketed (S5.11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fqtsim.backends.primitives import Primitives
+from fqtsim.train.operands import Array
+
+ONE = np.float32(1)
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """What the backward pass of batch norm needs: xhat in x's shape, inv and gamma per channel."""
+
+    xhat: Array
+    inv: Array
+    gamma: Array | None
+    #: Whether mean and variance came from this batch, and so depend on x.
+    from_batch: bool
+
+
+def channel_axes(x: Array) -> tuple[int, ...]:
+    """Return every axis but that of the channels, 1."""
+    return (0, *range(2, x.ndim))
+
+
+def per_channel(values: Array, like: Array) -> Array:
+    """Return (C,) values in a shape that broadcasts over `like` (N, C, ...)."""
+    return values.reshape(-1, *(1,) * (like.ndim - 2))
+
+
+def batch_statistics(x: Array, p: Primitives) -> tuple[Array, Array, Array]:
+    """Return mean, biased variance and unbiased variance of each channel of x (N, C, ...), float32."""
+    axes = channel_axes(x)
+    count = x.size // x.shape[1]
+    mean = p.divide(p.exact_sum(x, axes), np.float32(count))
+    d = p.subtract(x, per_channel(mean, x))
+    squares = p.exact_sum(p.multiply(d, d), axes)
+    return mean, p.divide(squares, np.float32(count)), p.divide(squares, np.float32(count - 1))
+
+
+def batch_norm(
+    x: Array, mean: Array, var: Array, affine: tuple[Array, Array] | None, eps: float, from_batch: bool, p: Primitives
+) -> tuple[Array, Normalized]:
+    """Return xhat * gamma + beta with xhat = (x - mean) * (1 / sqrt(var + eps)), and what backward needs."""
+    inv = p.divide(ONE, p.sqrt(p.add(var, np.float32(eps))))
+    xhat = p.multiply(p.subtract(x, per_channel(mean, x)), per_channel(inv, x))
+    if affine is None:
+        return xhat, Normalized(xhat, inv, None, from_batch)
+    gamma, beta = affine
+    y = p.add(p.multiply(xhat, per_channel(gamma, x)), per_channel(beta, x))
+    return y, Normalized(xhat, inv, gamma, from_batch)
+
+
+def batch_norm_gradients(dy: Array, saved: Normalized, p: Primitives) -> tuple[Array, Array, Array]:
+    """Return dx, dgamma and dbeta.
+
+    dx = (gamma * inv) * ((dy - sum(dy) / n) - xhat * (sum(dy * xhat) / n)), and (gamma * inv) * dy where the statistics
+    did not come from the batch.
+    """
+    axes = channel_axes(dy)
+    dgamma = p.exact_sum(p.multiply(dy, saved.xhat), axes)
+    dbeta = p.exact_sum(dy, axes)
+    scale = saved.inv if saved.gamma is None else p.multiply(saved.gamma, saved.inv)
+    if not saved.from_batch:
+        return p.multiply(per_channel(scale, dy), dy), dgamma, dbeta
+    count = np.float32(dy.size // dy.shape[1])
+    centred = p.subtract(dy, per_channel(p.divide(dbeta, count), dy))
+    along = p.multiply(saved.xhat, per_channel(p.divide(dgamma, count), dy))
+    return p.multiply(per_channel(scale, dy), p.subtract(centred, along)), dgamma, dbeta
+
+
+def running(old: Array, new: Array, momentum: float, p: Primitives) -> Array:
+    """Return (1 - momentum) * old + momentum * new, the weights rounded to float32 once."""
+    return p.add(p.multiply(old, np.float32(1 - momentum)), p.multiply(new, np.float32(momentum)))

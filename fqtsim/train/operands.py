@@ -1,0 +1,71 @@
+"""What a port of the MAC array is fed: codes, the code of real zero, the step of each row (S4, S5.7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fqtsim.errors import InputError
+from fqtsim.words import IntFormat, ZeroPoint
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor as one port takes it; `step` None marks float32 values for the platform's own GEMM."""
+
+    #: Integer codes, in the tensor's logical shape.
+    codes: Array
+    #: float32, shape () or one per index of dimension 0.
+    step: Array | None
+    #: int64, as `step`: the code of real zero among `codes`, which padding and stride holes carry.
+    zero_point: Array
+
+    @property
+    def per_row(self) -> bool:
+        """Tell whether each index of dimension 0 has its own step."""
+        return self.step is not None and self.step.ndim > 0
+
+    def fill(self, rows: int) -> Array:
+        """Return the code of real zero of each index of dimension 0, in the type of the codes."""
+        return np.ascontiguousarray(np.broadcast_to(self.zero_point.astype(self.codes.dtype), (rows,)))
+
+    def channels(self, axis: int, start: int, stop: int) -> Operand:
+        """Return the part start..stop-1 of the given axis, for one group of a grouped convolution."""
+        index = (slice(None),) * axis + (slice(start, stop),)
+        cut = self.per_row and axis == 0
+        step = self.step[start:stop] if cut and self.step is not None else self.step
+        return Operand(self.codes[index], step, self.zero_point[start:stop] if cut else self.zero_point)
+
+
+def decoded(values: Array) -> Operand:
+    """Wrap float32 values for the platform's own GEMM (fp32 and QAT baselines, outside the bit-exact promise)."""
+    return Operand(values, None, np.zeros((), np.int64))
+
+
+def encoded(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
+    """Return a QTensor as the port of a datapath takes it.
+
+    Raises InputError where the datapath has no zero points and the tensor has one, and for a float offset.
+    """
+    if tensor.offset is not None:
+        raise InputError("zero = 'float_offset': an integer datapath cannot correct a float offset; use zero: aligned")
+    tensor = tensor if tensor.format == port else tensor.with_format(port)
+    zeros = np.asarray(tensor.zero_point).astype(np.int64)
+    if zero_point is ZeroPoint.NONE and zeros.any():
+        raise InputError(
+            f"zero point = {int(zeros.flat[np.flatnonzero(zeros)[0]])}: a datapath with zero_point: none needs 0; "
+            "use zero: symmetric in the recipe, or zero_point: after_accumulate in the hardware"
+        )
+    codes = np.asarray(tensor.codes)
+    if zero_point is ZeroPoint.BEFORE_MULTIPLY:
+        # The difference enters the multiplier: one bit wider, signed, and real zero is 0.
+        wide = np.dtype(IntFormat(port.bits + 1, True).storage)
+        shape = zeros.shape + (1,) * (codes.ndim - zeros.ndim) if zeros.ndim else ()
+        codes = codes.astype(wide) - zeros.astype(wide).reshape(shape)
+        zeros = np.zeros_like(zeros)
+    return Operand(codes, np.asarray(tensor.step), zeros)

@@ -1,0 +1,87 @@
+"""What all layers of one network share while it runs: backend, seed, step, observers and the report of events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fqtsim.backends.base import Backend, Events, GemmResult
+from fqtsim.backends.primitives import Primitives
+from fqtsim.hw.spec import Datapath
+from fqtsim.train.operands import Array
+
+Observer = Callable[[str, str, Array, Array, Datapath, Any, GemmResult], None]
+"""Called after every GEMM as (layer, gemm, a, b, datapath, c, result), a and b exactly as the backend got them."""
+
+
+def bits_needed(minimum: int, maximum: int) -> int:
+    """Return the smallest signed width that holds every integer from minimum to maximum."""
+    return max((-minimum - 1).bit_length() if minimum < 0 else 0, maximum.bit_length() if maximum > 0 else 0) + 1
+
+
+@dataclass
+class Record:
+    """What one GEMM of one layer did since the last reset."""
+
+    m: int
+    n: int
+    k: int
+    outputs: int = 0
+    events: Events = field(default_factory=lambda: Events(0, 0, 0))
+    minimum: int | None = None
+    maximum: int | None = None
+    partial: tuple[int, int] | None = None
+
+    def add(self, shape: tuple[int, int, int], result: GemmResult) -> None:
+        """Count one more GEMM; m, n and k are those of the latest."""
+        self.m, self.n, self.k = shape
+        if not result.codes.size:
+            return
+        self.outputs += result.codes.size
+        self.events = self.events + result.events
+        self.minimum = result.minimum if self.minimum is None else min(self.minimum, result.minimum)
+        self.maximum = result.maximum if self.maximum is None else max(self.maximum, result.maximum)
+        if result.trace is not None:
+            last = result.trace[-1]
+            low, high = self.partial or (last.minimum, last.maximum)
+            self.partial = min(low, last.minimum), max(high, last.maximum)
+
+    def row(self, layer: str, gemm: str) -> dict[str, Any]:
+        """Return the record as one line of `net.report()`."""
+        low, high = self.minimum or 0, self.maximum or 0
+        line: dict[str, Any] = {
+            "layer": layer, "gemm": gemm, "m": self.m, "n": self.n, "k": self.k, "outputs": self.outputs,
+            "altered": self.events.altered, "out_of_range": self.events.out_of_range,
+            "transient": self.events.transient, "minimum": low, "maximum": high,
+            "bits_needed": bits_needed(low, high),
+        }  # fmt: skip
+        if self.partial is not None:
+            line["bits_needed_partial"] = bits_needed(*self.partial)
+        return line
+
+
+@dataclass
+class Run:
+    """The state that layers of one network share."""
+
+    backend: Backend
+    seed: int
+    #: Index of the training step that the next backward belongs to.
+    step_index: int = 0
+    #: Ask the backend for traces: slower, and the report gains bits_needed_partial.
+    trace: bool = False
+    observers: list[Observer] = field(default_factory=list)
+    records: dict[tuple[str, str], Record] = field(default_factory=dict)
+    #: The step index of the latest backward.
+    differentiated: int | None = None
+
+    @property
+    def primitives(self) -> Primitives:
+        """The float operations of the backend in use."""
+        return self.backend.primitives
+
+    def note(self, layer: str, gemm: str, shape: tuple[int, int, int], result: GemmResult) -> None:
+        """Add one GEMM to the report."""
+        record = self.records.setdefault((layer, gemm), Record(*shape))
+        record.add(shape, result)

@@ -1,0 +1,210 @@
+"""Training step by step: the state after step t is a pure function of state, data, recipe, hardware and seed (S5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fqtsim.errors import InputError, TrainingStopped
+from fqtsim.recipe.spec import Optimizer, Schedule
+from fqtsim.train.digest import Digest, state_digest
+from fqtsim.train.loss import softmax_cross_entropy
+from fqtsim.train.module import FQTModule
+from fqtsim.train.operands import Array
+from fqtsim.train.optimizer import Sgd, as_optimizer
+from fqtsim.train.schedule import Rate, as_schedule
+
+MOMENTUM = ".momentum"
+
+
+class Trainer:
+    """Softmax cross-entropy and SGD on a converted network.
+
+    Without `optimizer` both rule and schedule are the recipe's; with it, no `schedule` means a constant rate.
+    `total_steps` is the length of a cosine that does not say its own; with `steps_per_epoch` the rate changes at the
+    start of epochs only.
+    """
+
+    def __init__(
+        self,
+        net: FQTModule,
+        optimizer: Mapping[str, Any] | Optimizer | None = None,
+        schedule: Mapping[str, Any] | Schedule | None = None,
+        label_smoothing: float = 0.0,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        self.net, self.label_smoothing = net, label_smoothing
+        rule = as_optimizer(net.recipe.optimizer if optimizer is None else optimizer)
+        if schedule is None:
+            schedule = net.recipe.schedule if optimizer is None else {"name": "constant"}
+        self.rate = Rate(rule.lr, as_schedule(schedule), total_steps, steps_per_epoch)
+        self.sgd = Sgd(rule, set() if rule.decay_norm else net.norm_parameters())
+        self.sgd.start(self._parameters())
+
+    @property
+    def step_index(self) -> int:
+        """Steps done."""
+        return self.net.step_index
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.rate.at(self.step_index, self.net.backend.primitives))
+
+    def step(self, x: torch.Tensor, labels: torch.Tensor) -> float:
+        """Do one training step on a batch and return its mean loss.
+
+        Raises TrainingStopped, naming layer, tensor and step, where a number is NaN or out of range; the state is
+        then what it was before.
+        """
+        before = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        try:
+            loss, new, momentum = self._next(x, labels)
+        except BaseException:
+            with torch.no_grad():
+                for name, buffer in self.net.named_buffers():
+                    buffer.copy_(before[name])
+            self.net.forget_backward()
+            raise
+        finally:
+            self.net.zero_grad(set_to_none=True)
+        for name, parameter in self.net.named_parameters():
+            if name in new:
+                _assign(parameter, new[name])
+        self.sgd.momentum = momentum
+        self.net.step_index += 1
+        return loss
+
+    def _next(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[float, dict[str, Array], dict[str, Array]]:
+        """Return the loss, the new parameters and the new momentum; only running statistics have changed."""
+        p = self.net.backend.primitives
+        self.net.zero_grad(set_to_none=True)
+        logits = self.net(x)
+        try:
+            values, targets = logits.detach().numpy(), np.asarray(labels)
+            loss, gradient = softmax_cross_entropy(values, targets, self.label_smoothing, p)
+            if not np.isfinite(loss):
+                raise TrainingStopped("NaN or infinity")
+        except TrainingStopped as error:
+            raise TrainingStopped(f"step {self.step_index}: the loss: {error}") from None
+        logits.backward(torch.from_numpy(gradient))
+        gradients = {
+            name: parameter.grad.numpy()
+            for name, parameter in self.net.named_parameters()
+            if parameter.grad is not None
+        }
+        try:
+            rate = self.rate.at(self.step_index, p)
+            return float(loss), *self.sgd.update(self._parameters(), gradients, rate, p)
+        except TrainingStopped as error:
+            raise TrainingStopped(f"step {self.step_index}: {error}") from None
+
+    def _parameters(self) -> dict[str, Array]:
+        return {name: parameter.detach().numpy() for name, parameter in self.net.named_parameters()}
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """Return every tensor that a resumed run needs, by its name in the file."""
+        state = {name: tensor.detach() for name, tensor in self.net.state_dict().items()}
+        return state | {name + MOMENTUM: torch.from_numpy(v) for name, v in self.sgd.momentum.items()}
+
+    def digest(self) -> Digest:
+        """Return the digest of parameters, momentum, running statistics, step and seed (S5.10)."""
+        return self._digest(self._state(), self.step_index)
+
+    def _digest(self, state: Mapping[str, torch.Tensor], step: int) -> Digest:
+        # num_batches_tracked is a count that no number depends on.
+        arrays = {name: tensor.numpy() for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}
+        arrays["step"], arrays["seed"] = np.array([step], np.int64), np.array([self.net.seed], np.uint64)
+        return state_digest(arrays, self.net.platform)
+
+    def save(self, path: str | os.PathLike[str], notes: Mapping[str, str] | None = None) -> None:
+        """Write the state as a safetensors file, in one move: a kill leaves the old file or the new one.
+
+        `notes` are texts of the caller, kept in the file's metadata and not looked at by load().
+        """
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        tensors = {name: tensor.contiguous() for name, tensor in self._state().items()}
+        save_file(tensors, partial, metadata={**(notes or {}), **self._metadata()})
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continue exactly from a saved state. Raises InputError for another network, seed, recipe or hardware."""
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give a file that Trainer.save wrote")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"{path}: not a safetensors file ({error}); give a file that Trainer.save wrote") from None
+        self._check_metadata(path, metadata)
+        self._check_tensors(path, tensors)
+        step = int(metadata["step"])
+        if self._digest(tensors, step).hex != metadata["digest"]:
+            raise InputError(f"{path}: the tensors do not have the digest it states; the file is damaged, use another")
+        for name, mine in self._state().items():
+            mine.copy_(tensors[name])
+        self.net.step_index = step
+        self.net.forget_backward()
+
+    def _metadata(self) -> dict[str, str]:
+        hardware = {name: _plain(hw) for name, hw in self.net.hardware.items()}
+        return {
+            "format": "fqtsim-state-1",
+            "step": str(self.step_index),
+            "seed": str(self.net.seed),
+            "recipe": _hash(_plain(self.net.recipe)),
+            "hardware": _hash(hardware),
+            "update": _hash([_plain(self.sgd.settings), self.rate.describe(), self.label_smoothing]),
+            "digest": self.digest().hex,
+        }
+
+    def _check_metadata(self, path: Path, metadata: Mapping[str, str]) -> None:
+        ours = self._metadata()
+        if metadata.get("format") != ours["format"]:
+            raise InputError(f"{path}: not a training state; give a file that Trainer.save wrote")
+        for key in ("seed", "recipe", "hardware", "update"):
+            if metadata.get(key) != ours[key]:
+                raise InputError(
+                    f"{path}: {key} = {metadata.get(key)}: this run has {ours[key]}; resume with the same {key}"
+                )
+
+    def _check_tensors(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        ours = self._state()
+        if ours.keys() != tensors.keys():
+            name = min(ours.keys() ^ tensors.keys())
+            where = "missing from the file" if name in ours else "not in this network or optimizer"
+            raise InputError(f"{path}: tensor {name!r} is {where}; load it into the network that wrote it")
+        for name, tensor in tensors.items():
+            if tensor.shape != ours[name].shape or tensor.dtype != ours[name].dtype:
+                raise InputError(
+                    f"{path}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, not {ours[name].dtype} "
+                    f"{tuple(ours[name].shape)}; load it into the network that wrote it"
+                )
+
+
+def _assign(parameter: torch.nn.Parameter, values: Array) -> None:
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+
+def _plain(model: BaseModel) -> Any:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _hash(description: Any) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode("utf-8")).hexdigest()
