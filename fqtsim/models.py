@@ -45,9 +45,7 @@ class SmallCNN(nn.Module):
         super().__init__()
         channels, height, width = info.shape
         if min(height, width) < 4:
-            raise InputError(
-                f"model = cnn: images of {height}x{width}: must be at least 4x4 for two poolings; use mlp"
-            )
+            raise InputError(f"model = cnn: images of {height}x{width}: must be at least 4x4 for two poolings; use mlp")
         first, second = CNN_WIDTHS
         self.conv1 = nn.Conv2d(channels, first, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)

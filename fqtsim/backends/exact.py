@@ -23,6 +23,9 @@ from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import threads
 from fqtsim.kernels.chain import STRIP, chain_rows
 
+MOST_REGISTERS = 1 << 23
+"""Registers of a strip: 64 MiB a thread, however many lanes a datapath has."""
+
 FLOAT_EXACT_LIMIT = 1 << 24
 """Integers up to this magnitude are float32 numbers, so sums that stay below it are exact in any order."""
 
@@ -110,9 +113,10 @@ def run_chain(a: Array, b: Array, start: Array | None, table: Array, word_bits: 
     out = np.zeros((a.shape[0], b.shape[1]), word) if start is None else np.array(start, dtype=word, order="C")
     b = np.ascontiguousarray(b, dtype=word)
     n_registers = int(table[:, LANES].sum())
+    strip = min(STRIP, max(1, MOST_REGISTERS // n_registers))
 
     def part(first: int, end: int) -> None:
-        chain_rows(a, b, out, table, np.empty((n_registers, STRIP), word), first, end)
+        chain_rows(a, b, out, table, np.empty((n_registers, strip), word), first, end)
 
     threads.run(part, threads.parts(a.shape[0], a.shape[1] * b.shape[1]))
     return out

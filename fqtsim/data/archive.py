@@ -70,15 +70,11 @@ def _tar(path: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
 
 def _count(path: Path, number: int) -> None:
     if number > MAX_MEMBERS:
-        raise InputError(
-            f"{path}: more than {MAX_MEMBERS} members: must be an archive of CIFAR-10; check the path"
-        )
+        raise InputError(f"{path}: more than {MAX_MEMBERS} members: must be an archive of CIFAR-10; check the path")
 
 
 def _bounded(stream: IO[bytes], path: Path, name: str) -> bytes:
     content = stream.read(MAX_MEMBER_BYTES + 1)
     if len(content) > MAX_MEMBER_BYTES:
-        raise InputError(
-            f"{path}: {name} is over {MAX_MEMBER_BYTES} bytes: must be a file of CIFAR-10; check the path"
-        )
+        raise InputError(f"{path}: {name} is over {MAX_MEMBER_BYTES} bytes: must be a file of CIFAR-10; check the path")
     return content

@@ -21,9 +21,7 @@ RUN = 0
 def steps_per_epoch(count: int, batch: int) -> int:
     """Return the number of whole batches in `count` images. Raises InputError where there is none."""
     if not 1 <= batch <= count:
-        raise InputError(
-            f"batch = {batch}: must be 1..{count}, the number of training images; use a smaller batch"
-        )
+        raise InputError(f"batch = {batch}: must be 1..{count}, the number of training images; use a smaller batch")
     return count // batch
 
 

@@ -39,9 +39,7 @@ def read_records(content: bytes, origin: str) -> Arrays:
         )
     rows: NDArray[np.uint8] = np.frombuffer(content, dtype=np.uint8).reshape(-1, RECORD_BYTES)
     if rows[:, 0].max() > 9:
-        raise InputError(
-            f"{origin}: label {rows[:, 0].max()}: must be 0..9; check that the file is CIFAR-10's"
-        )
+        raise InputError(f"{origin}: label {rows[:, 0].max()}: must be 0..9; check that the file is CIFAR-10's")
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
 
 
@@ -55,9 +53,7 @@ class _Found:
 
 def _collect(path: Path) -> _Found:
     found = _Found()
-    for name, content in members(
-        path, lambda name: bool(_BATCH.fullmatch(name)) or image_folder.is_image(name)
-    ):
+    for name, content in members(path, lambda name: bool(_BATCH.fullmatch(name)) or image_folder.is_image(name)):
         batch = _BATCH.fullmatch(name)
         if batch is None:
             found.images.add(name, content, origin=f"{path}: {name}")

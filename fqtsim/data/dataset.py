@@ -69,9 +69,7 @@ class Dataset:
                 raise InputError(f"{self.name}: {split} is empty: must have images; check the files")
             top = len(self.classes) - 1
             if labels.min() < 0 or labels.max() > top:
-                raise InputError(
-                    f"{self.name}: {split} label {labels.max()}: must be 0..{top}; check the files"
-                )
+                raise InputError(f"{self.name}: {split} label {labels.max()}: must be 0..{top}; check the files")
         if self.train_pixels.shape[1:] != self.test_pixels.shape[1:]:
             raise InputError(
                 f"{self.name}: training images {self.train_pixels.shape[1:]}, test images "

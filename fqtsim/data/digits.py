@@ -27,9 +27,7 @@ def load() -> Dataset:
     packed = files("fqtsim.data").joinpath("digits.csv.gz").read_bytes()
     if hashlib.sha256(packed).hexdigest() != SHA256:
         raise InputError(f"fqtsim/data/digits.csv.gz: SHA-256 must be {SHA256}; reinstall fqtsim")
-    rows = np.array(
-        [line.split(",") for line in gzip.decompress(packed).decode("ascii").splitlines()], dtype=np.int64
-    )
+    rows = np.array([line.split(",") for line in gzip.decompress(packed).decode("ascii").splitlines()], dtype=np.int64)
     pixels = rows[:, :64].astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = rows[:, 64]
     is_test = np.zeros(len(labels), dtype=bool)

@@ -49,9 +49,7 @@ def read_idx(content: bytes, origin: str) -> NDArray[np.uint8]:
     shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
     expected = header + int(np.prod(shape, dtype=object))
     if len(content) != expected:
-        raise InputError(
-            f"{origin}: {len(content)} bytes: must be {expected} for shape {shape}; get the file again"
-        )
+        raise InputError(f"{origin}: {len(content)} bytes: must be {expected} for shape {shape}; get the file again")
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
@@ -78,8 +76,7 @@ def read_content(folder: Path, name: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if found != CONTENT[name]:
         raise InputError(
-            f"{path}: SHA-256 of the decompressed content = {found}: must be {CONTENT[name]}; "
-            "get the file again"
+            f"{path}: SHA-256 of the decompressed content = {found}: must be {CONTENT[name]}; get the file again"
         )
     return content
 

@@ -60,9 +60,7 @@ def decode(content: bytes, origin: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             if max(image.size) > MAX_SIDE:
-                raise InputError(
-                    f"{origin}: {image.size} pixels: sides must be at most {MAX_SIDE}; check the path"
-                )
+                raise InputError(f"{origin}: {image.size} pixels: sides must be at most {MAX_SIDE}; check the path")
             pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise InputError(f"{origin}: not a whole JPEG or PNG ({error}); get the file again") from error
@@ -89,14 +87,10 @@ class Collected:
         """Return both splits, sorted by class and file name, whatever order the archive has."""
         unknown = sorted({place[1] for place in self.items} - set(classes))
         if unknown:
-            raise InputError(
-                f"{origin}: class {unknown[0]!r}: must be one of {', '.join(classes)}; rename the folder"
-            )
+            raise InputError(f"{origin}: class {unknown[0]!r}: must be one of {', '.join(classes)}; rename the folder")
         sizes = {pixels.shape for pixels in self.items.values()}
         if len(sizes) > 1:
-            raise InputError(
-                f"{origin}: images of {len(sizes)} sizes, {sorted(sizes)[:2]}: must have one size"
-            )
+            raise InputError(f"{origin}: images of {len(sizes)} sizes, {sorted(sizes)[:2]}: must have one size")
         splits: dict[Split, Arrays] = {}
         for split in get_args(Split):
             places = sorted(place for place in self.items if place[0] == split)

@@ -38,9 +38,7 @@ def load_dataset(spec: str) -> Dataset:
                 "or a folder or archive of train/<class>/*.png and test/<class>/*.png"
             )
         return cifar10.load(path)
-    raise InputError(
-        f"data = {spec}: must be one of {', '.join(_NAMES)}, with :PATH after it; for example digits"
-    )
+    raise InputError(f"data = {spec}: must be one of {', '.join(_NAMES)}, with :PATH after it; for example digits")
 
 
 def _fashion_folder(spec: str) -> Path:

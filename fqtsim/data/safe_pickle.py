@@ -68,9 +68,7 @@ def read_batch(content: bytes, origin: str) -> tuple[NDArray[np.uint8], NDArray[
             raise pickle.UnpicklingError(f"pixels are {kind!r}, not u1")
         pixels = np.frombuffer(data[4], dtype=np.uint8).reshape(-1, 3, 32, 32)
         if len(pixels) != len(labels) or not all(type(label) is int and 0 <= label < 10 for label in labels):
-            raise pickle.UnpicklingError(
-                f"{len(pixels)} images and {len(labels)} labels, or labels outside 0..9"
-            )
+            raise pickle.UnpicklingError(f"{len(pixels)} images and {len(labels)} labels, or labels outside 0..9")
     # A damaged pickle can raise nearly anything; nothing that it names has run.
     except Exception as error:
         raise InputError(

@@ -41,6 +41,7 @@ OverflowWord = Annotated[Overflow, Word(_OVERFLOWS, _OVERFLOW_ELSEWHERE)]
 ZeroPointWord = Annotated[ZeroPoint, Word(tuple(z.value for z in ZeroPoint))]
 Operand = Annotated[str, _format(2, MAX_OPERAND_BITS)]
 Count = Annotated[int, Integer(1, (1 << 31) - 1)]
+Lanes = Annotated[int, Integer(1, 1 << 20)]  # each lane is a register, all of them held at once
 Register = Annotated[str, _format(2, MAX_REGISTER_BITS, "exact")]
 StageRegister = Annotated[str, _format(2, MAX_REGISTER_BITS)]
 Sentence = Annotated[str, Text()]

@@ -16,6 +16,7 @@ from fqtsim.hw.fields import (
     MAX_REGISTER_BITS,
     Count,
     FixedRounding,
+    Lanes,
     Name,
     Operand,
     OverflowWord,
@@ -80,7 +81,7 @@ class Level(StrictModel):
         default=None, description="Sum runs of this many consecutive items; `all` sums every item."
     )
     parts: Count | None = Field(default=None, description="Sum this many contiguous runs of ceil(items/parts).")
-    lanes: Count | None = Field(default=None, description="Item t goes to register t mod lanes.")
+    lanes: Lanes | None = Field(default=None, description="Item t goes to register t mod lanes.")
     item: Annotated[Item | None, BeforeValidator(_without_inert_item)] = Field(
         default=None, description="What happens to each item before it is added."
     )

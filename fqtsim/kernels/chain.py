@@ -44,7 +44,7 @@ def _multiply(a: Any, b: Any, items: Any) -> None:
 
 
 @njit(nogil=True)
-def _drop(items: Any, row: Any) -> None:
+def drop(items: Any, row: Any) -> None:
     """Replace each item x by x / 2**drop, rounded."""
     word = items.dtype.type  # without the casts Numba would widen every operation to int64
     drop, base, negative, odd = word(row[DROP]), word(row[BASE]), word(row[NEGATIVE]), word(row[ODD])
@@ -57,7 +57,7 @@ def _drop(items: Any, row: Any) -> None:
 
 
 @njit(nogil=True)
-def _accumulate(register: Any, items: Any, row: Any) -> None:
+def accumulate(register: Any, items: Any, row: Any) -> None:
     """Add items to a register, exactly, and bring each sum into the register."""
     word = register.dtype.type
     if row[MODE] == CLAMP:
@@ -85,9 +85,9 @@ def _push(first: Any, table: Any, places: Any, registers: Any, counts: Any, item
     while True:
         row = table[level]
         if row[DROP]:
-            _drop(items, row)
+            drop(items, row)
         register = registers[places[level] + counts[level] % row[LANES], : items.size]
-        _accumulate(register, items, row)
+        accumulate(register, items, row)
         counts[level] += 1
         if level == last or row[RUN] == 0 or counts[level] < row[RUN]:
             return
@@ -114,7 +114,7 @@ def _flush(table: Any, places: Any, registers: Any, counts: Any, items: Any) -> 
 def chain_rows(a: Any, b: Any, out: Any, table: Any, registers: Any, first: int, end: int) -> None:
     """Compute rows first..end of out, in place: on entry out holds the start values of the accumulator.
 
-    Shapes: a (M, K) integers; b (K, N) and out (M, N) of the registers' type; registers (all registers, STRIP).
+    Shapes: a (M, K) integers; b (K, N) and out (M, N) of the registers' type; registers (all registers, at most STRIP).
     """
     n_k, n = b.shape
     n_levels = table.shape[0]
@@ -123,10 +123,11 @@ def chain_rows(a: Any, b: Any, out: Any, table: Any, registers: Any, first: int,
     for level in range(1, n_levels):
         places[level] = places[level - 1] + table[level - 1, LANES]
     accumulator = registers[places[n_levels - 1]]
-    all_items = np.empty(STRIP, registers.dtype)
-    for start in range(0, n, STRIP):
-        width = min(STRIP, n - start)
-        rows = STRIP // width
+    strip = registers.shape[1]
+    all_items = np.empty(strip, registers.dtype)
+    for start in range(0, n, strip):
+        width = min(strip, n - start)
+        rows = strip // width
         for i in range(first, end, rows):
             height = min(rows, end - i)
             items = all_items[: height * width]

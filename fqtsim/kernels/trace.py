@@ -1,4 +1,4 @@
-"""One output at a time in int64, with counts per level: slow, only where a trace is asked for (S4, events)."""
+"""Statistics of every level: one output at a time in int64, only where a trace is asked for (S4.8)."""
 
 from __future__ import annotations
 
@@ -7,59 +7,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from fqtsim.hw.lower import (
-    BASE,
-    BITS,
-    CLAMP,
-    DROP,
-    HIGH,
-    LANES,
-    LOW,
-    MODE,
-    NEGATIVE,
-    ODD,
-    RUN,
-    UNSIGNED,
-    WRAP,
-)
+from fqtsim.hw.lower import DROP, LANES, RUN
+from fqtsim.kernels.chain import accumulate, drop
 
 MINIMUM, MAXIMUM, ADDITIONS, OVERFLOWS = range(4)
 """Columns of the statistics: one row per level."""
-
-
-@njit(nogil=True)
-def _rounded(item: Any, row: Any) -> Any:
-    bias = row[BASE] + ((item >> row[DROP]) & 1) * row[ODD]
-    if item < 0:
-        bias += row[NEGATIVE]
-    return (item + bias) >> row[DROP]
-
-
-@njit(nogil=True)
-def _limited(value: Any, row: Any) -> Any:
-    if row[MODE] == CLAMP:
-        return min(max(value, row[LOW]), row[HIGH])
-    if row[MODE] == WRAP and row[UNSIGNED]:
-        return value & row[HIGH]
-    if row[MODE] == WRAP:
-        shift = 64 - row[BITS]
-        return (value << shift) >> shift
-    return value
-
-
-@njit(nogil=True)
-def trace_level(items: Any, row: Any, registers: Any, statistics: Any) -> None:
-    """Feed one level's items into its registers, which hold the start values, and update its statistics."""
-    for t in range(items.size):
-        item = _rounded(items[t], row) if row[DROP] else items[t]
-        place = t // row[RUN] if row[RUN] else t % row[LANES]
-        exact = registers[place] + item
-        after = _limited(exact, row)
-        statistics[MINIMUM] = min(statistics[MINIMUM], exact)
-        statistics[MAXIMUM] = max(statistics[MAXIMUM], exact)
-        statistics[ADDITIONS] += 1
-        statistics[OVERFLOWS] += after != exact
-        registers[place] = after
 
 
 @njit(nogil=True)
@@ -72,8 +24,18 @@ def trace_products(a: Any, b: Any, out: Any) -> None:
 
 
 @njit(nogil=True)
-def trace_all(items: Any, row: Any, registers: Any, statistics: Any) -> None:
-    """Run one level for every output: items (M, N, items), registers (M, N, registers)."""
+def trace_level(items: Any, row: Any, registers: Any, statistics: Any) -> None:
+    """Run one level for every output: int64 items (M, N, items), registers (M, N, registers) with start values."""
+    if row[DROP]:
+        drop(items.reshape(items.size), row)
     for i in range(items.shape[0]):
         for j in range(items.shape[1]):
-            trace_level(items[i, j], row, registers[i, j], statistics)
+            for t in range(items.shape[2]):
+                place = t // row[RUN] if row[RUN] else t % row[LANES]
+                register = registers[i, j, place : place + 1]
+                exact = register[0] + items[i, j, t]
+                accumulate(register, items[i, j, t : t + 1], row)
+                statistics[MINIMUM] = min(statistics[MINIMUM], exact)
+                statistics[MAXIMUM] = max(statistics[MAXIMUM], exact)
+                statistics[ADDITIONS] += 1
+                statistics[OVERFLOWS] += register[0] != exact

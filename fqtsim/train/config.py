@@ -58,9 +58,7 @@ class TrainConfig:
 
     def as_plain(self) -> dict[str, Any]:
         """Return the fields as YAML writes them."""
-        plain = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         # Strict YAML keeps integers of up to 18 digits; a seed may have 20.
         return plain | {"seed": self.seed if self.seed < 10**18 else str(self.seed)}
 
@@ -101,9 +99,7 @@ def _hardware(names: tuple[str, ...], overrides: Mapping[str, str]) -> Hardware 
     for text in names:
         pattern, equals, name = text.partition("=")
         if not (pattern and equals and name):
-            raise InputError(
-                f"--hardware {text}: must be PATTERN=NAME where several are given; for example 'conv*=x'"
-            )
+            raise InputError(f"--hardware {text}: must be PATTERN=NAME where several are given; for example 'conv*=x'")
         if pattern in by_pattern:
             raise InputError(f"--hardware {text}: pattern {pattern} is given twice; keep one")
         by_pattern[pattern] = load_hardware(name, overrides)
@@ -115,8 +111,7 @@ def _hardware(names: tuple[str, ...], overrides: Mapping[str, str]) -> Hardware 
 def _total_steps(config: TrainConfig, per_epoch: int) -> int:
     if (config.steps is None) == (config.epochs is None):
         raise InputError(
-            f"steps = {config.steps}, epochs = {config.epochs}: exactly one must be given; "
-            "use --steps N or --epochs N"
+            f"steps = {config.steps}, epochs = {config.epochs}: exactly one must be given; use --steps N or --epochs N"
         )
     steps = config.steps if config.steps is not None else (config.epochs or 0) * per_epoch
     if steps < 1:
@@ -140,7 +135,5 @@ def build_trainer(resolved: Resolved, backend: str | Backend | None = None) -> T
     """Return a trainer at step 0, on the run's backend or on the one given. Raises InputError."""
     config = resolved.config
     model = build_model(config.model, resolved.data.info, config.seed)
-    net = fully_quantize(
-        model, resolved.recipe, resolved.hardware, backend=backend or config.backend, seed=config.seed
-    )
+    net = fully_quantize(model, resolved.recipe, resolved.hardware, backend=backend or config.backend, seed=config.seed)
     return Trainer(net, total_steps=resolved.steps)

@@ -72,9 +72,7 @@ class RunDir:
     def refuse_existing(self) -> None:
         """Raise InputError where the folder already holds something."""
         if self.exists or self.path.is_file():
-            raise InputError(
-                f"{self.path}: already exists; continue it with --resume, or name another folder"
-            )
+            raise InputError(f"{self.path}: already exists; continue it with --resume, or name another folder")
 
     def create(self, description: Mapping[str, Any]) -> None:
         """Make the folder and write run.yaml. Raises InputError where it already holds something."""
@@ -86,9 +84,7 @@ class RunDir:
         """Return run.yaml with its lines. Raises FileError or InputError where there is none to read."""
         file = self.path / RUN
         if not file.is_file():
-            raise InputError(
-                f"{file}: no such file: --resume needs the folder of an earlier run; check --out"
-            )
+            raise InputError(f"{file}: no such file: --resume needs the folder of an earlier run; check --out")
         document = strict_yaml.read(strict_yaml.read_text(file), strict_yaml.display_name(file))
         for section in DECISIVE:
             if not isinstance(document.data.get(section), dict):

@@ -1,0 +1,228 @@
+"""Train on several backends side by side and stop at the first bit that differs.
+
+One step runs on the first backend, whose GEMMs are kept, then on each other backend, whose GEMMs are compared
+as they happen; after the step the digests are compared. Memory: operands and results of one step's GEMMs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fqtsim.backends import get_backend
+from fqtsim.backends.base import Array, Backend, GemmResult
+from fqtsim.crosscheck.locate import expected_code, first_wrong_sum, hex_code, label, register_bits
+from fqtsim.crosscheck.report import Coverage, Difference, Report
+from fqtsim.data.batches import training_batch
+from fqtsim.errors import InputError
+from fqtsim.hw.spec import Datapath
+from fqtsim.train.config import Resolved, TrainConfig, build_trainer, resolve
+from fqtsim.train.trainer import Trainer
+
+
+class Call(NamedTuple):
+    """One GEMM as an observer sees it."""
+
+    layer: str
+    gemm: str
+    a: Array
+    b: Array
+    datapath: Datapath
+    c: Array | None
+    result: GemmResult
+
+
+class _Side(NamedTuple):
+    """One of the runs."""
+
+    backend: Backend
+    trainer: Trainer
+
+
+class _Comparison:
+    """One step's GEMMs of another backend, held against those of the first."""
+
+    def __init__(self, first: Backend, other: Backend, calls: list[Call], step: int, coverage: Coverage) -> None:
+        self.first, self.other, self.calls, self.step, self.coverage = first, other, calls, step, coverage
+        self.position = 0
+        self.difference: Difference | None = None
+
+    def observe(self, *call: object) -> None:
+        """Compare one GEMM, unless an earlier one already differs."""
+        if self.difference is not None:
+            return
+        theirs = Call(*call)  # type: ignore[arg-type]
+        if self.position < len(self.calls):
+            self.difference = self._compare(self.calls[self.position], theirs)
+        else:
+            self.difference = self._order(None, theirs)
+        self.position += 1
+
+    def finish(self) -> Difference | None:
+        """Return the difference, or the first GEMM that the other backend never did."""
+        if self.difference is None and self.position < len(self.calls):
+            self.difference = self._order(self.calls[self.position], None)
+        return self.difference
+
+    def _order(self, ours: Call | None, theirs: Call | None) -> Difference:
+        some = ours or theirs
+        values = {
+            label(backend): f"{call.gemm} of {call.layer}, {call.a.shape} x {call.b.shape}" if call else "no GEMM"
+            for backend, call in ((self.first, ours), (self.other, theirs))
+        }
+        return Difference(
+            self.step, "order", f"GEMM {self.position + 1} of the step is not the same one", values,
+            some.layer if some else "", some.gemm if some else "",
+        )  # fmt: skip
+
+    def _compare(self, ours: Call, theirs: Call) -> Difference | None:
+        shapes = [(call.layer, call.gemm, call.a.shape, call.b.shape) for call in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            return self._order(ours, theirs)
+        for name in ("a", "b"):
+            if not np.array_equal(getattr(ours, name), getattr(theirs, name)):
+                return self._operand(ours, theirs, name)
+        if not np.array_equal(ours.result.codes, theirs.result.codes):
+            return self._codes(ours, theirs)
+        for name in ("events", "minimum", "maximum", "at_rail"):
+            values = [getattr(call.result, name) for call in (ours, theirs)]
+            if values[0] != values[1]:
+                shown = {label(backend): str(value) for backend, value in zip(self._sides(), values, strict=True)}
+                return Difference(self.step, "report", f"codes agree, {name} differ", shown, ours.layer, ours.gemm)
+        self.coverage.add(ours.gemm, ours.result)
+        return None
+
+    def _sides(self) -> tuple[Backend, Backend]:
+        return self.first, self.other
+
+    def _operand(self, ours: Call, theirs: Call, name: str) -> Difference:
+        codes = getattr(ours, name), getattr(theirs, name)
+        row, col = _first_unequal(*codes)
+        port = ours.datapath.a_format if name == "a" else ours.datapath.b_format
+        values = {
+            label(backend): hex_code(int(code[row, col]), port.bits)
+            for backend, code in zip(self._sides(), codes, strict=True)
+        }
+        return Difference(
+            self.step, "operand",
+            f"operand {name} differs before the GEMM: a quantizer or float operation is the cause",
+            values, ours.layer, ours.gemm, row, col,
+        )  # fmt: skip
+
+    def _codes(self, ours: Call, theirs: Call) -> Difference:
+        row, col = _first_unequal(ours.result.codes, theirs.result.codes)
+        a, b, datapath = ours.a[row], np.ascontiguousarray(ours.b[:, col]), ours.datapath
+        start = 0 if ours.c is None else int(np.broadcast_to(ours.c, ours.result.codes.shape)[row, col])
+        expected = expected_code(a, b, datapath, start)
+        found = {
+            label(backend): int(call.result.codes[row, col])
+            for backend, call in zip(self._sides(), (ours, theirs), strict=True)
+        }
+        wrong = [backend for backend in self._sides() if found[label(backend)] != expected]
+        bits = register_bits(datapath)
+        values = {name: hex_code(code, bits) for name, code in (found | {"reference": expected}).items()}
+        return Difference(
+            self.step, "codes", "same operands, another code", values,
+            ours.layer, ours.gemm, row, col, tuple(label(backend) for backend in wrong),
+            tuple(first_wrong_sum(backend, a, b, datapath, start) for backend in wrong),
+        )  # fmt: skip
+
+
+def _first_unequal(ours: Array, theirs: Array) -> tuple[int, int]:
+    row, col = np.unravel_index(int(np.argmax(ours != theirs)), ours.shape)
+    return int(row), int(col)
+
+
+def _check_pairs(backends: Sequence[Backend]) -> None:
+    if len(backends) < 2:
+        raise InputError("backends: one alone has nothing to agree with; give at least two, as stepwise,native")
+    for first, other in combinations(backends, 2):
+        shared = [one for one in (first.executor, other.executor) if one in first.executor and one in other.executor]
+        if shared:
+            raise InputError(
+                f"backends {label(first)}, {label(other)}: both multiply by {shared[0]}, so agreement would "
+                "prove nothing; pair stepwise or reference with native"
+            )
+
+
+def _compare_step(sides: Sequence[_Side], resolved: Resolved, coverage: Coverage) -> Difference | None:
+    """Do one step on every side. Return the first difference."""
+    config, first = resolved.config, sides[0]
+    step = first.trainer.step_index + 1
+    images, labels = training_batch(resolved.data, config.seed, step - 1, config.batch)
+    calls: list[Call] = []
+    _step(first, images, labels, lambda *call: calls.append(Call(*call)))
+    for other in sides[1:]:
+        comparison = _Comparison(first.backend, other.backend, calls, step, coverage)
+        _step(other, images, labels, comparison.observe)
+        difference = comparison.finish() or _compare_state(first, other, step)
+        if difference is not None:
+            return difference
+    coverage.steps += 1
+    return None
+
+
+def _step(side: _Side, images: Array, labels: Array, observe: Callable[..., None]) -> None:
+    side.trainer.net.observers.append(observe)
+    try:
+        # A copy: nothing that one side does to its batch may reach the other.
+        side.trainer.step(torch.from_numpy(images.copy()), torch.from_numpy(labels.copy()))
+    finally:
+        side.trainer.net.observers.remove(observe)
+
+
+def _compare_state(first: _Side, other: _Side, step: int) -> Difference | None:
+    ours, theirs = first.trainer.digest(), other.trainer.digest()
+    if ours.hex == theirs.hex:
+        return None
+    names = sorted(ours.tensors.keys() | theirs.tensors.keys())
+    name = next(name for name in names if ours.tensors.get(name) != theirs.tensors.get(name))
+    values = {
+        label(side.backend): digest.tensors.get(name, "absent") for side, digest in ((first, ours), (other, theirs))
+    }
+    return Difference(
+        step,
+        "state",
+        f"every GEMM agrees, tensor {name} does not: a float operation of the backward or update",
+        values,
+    )
+
+
+def crosscheck(
+    config: TrainConfig,
+    backends: Sequence[str | Backend],
+    on_step: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Train as `config` says on every backend in lockstep and compare every GEMM and every state.
+
+    `on_step` is told the steps done and the steps of the run. Raises InputError where a comparison would
+    prove nothing: one backend, two that share an executor, a recipe outside the promise, no output.
+    """
+    chosen = [get_backend(backend) for backend in backends]
+    _check_pairs(chosen)
+    resolved = resolve(config)
+    sides = [_Side(backend, build_trainer(resolved, backend)) for backend in chosen]
+    if any(side.trainer.digest().platform for side in sides):
+        raise InputError(
+            f"recipe = {config.recipe}: trains with the platform's own float GEMM, whose bits depend on "
+            "the machine; cross-check a recipe whose operands are all quantized, for example bhq8"
+        )
+    coverage, digest = Coverage(), sides[0].trainer.digest().hex
+    difference = None
+    for done in range(1, resolved.steps + 1):
+        difference = _compare_step(sides, resolved, coverage)
+        if difference is not None:
+            break
+        digest = sides[0].trainer.digest().hex
+        if on_step is not None:
+            on_step(done, resolved.steps)
+    if difference is None and not coverage.outputs:
+        raise InputError(
+            f"model = {config.model}: the run compared no output of a GEMM, which is no pass; "
+            "choose a model with linear or convolutional layers on the hardware"
+        )
+    return Report({label(backend): backend.executor for backend in chosen}, coverage, difference, digest)
