@@ -43,7 +43,8 @@ def main() -> None:
         "# Accumulator width on digits",
         "",
         f"Small CNN, `bhq5`, {arguments.epochs} epochs, batch 128, {arguments.seeds} seeds, 360 test images "
-        "(one point is 3.6 images); one saturating register, no dropped bits. `python benchmarks/digits_widths.py` reruns it.",
+        "(one point is 3.6 images); one saturating register, no dropped bits. "
+        "`python benchmarks/digits_widths.py` reruns it.",
         "",
         "| bits | wgrad | zero points | accuracy, %, by seed | altered fprop | altered dgrad | altered wgrad |",
         "|---|---|---|---|---|---|---|",
@@ -56,11 +57,21 @@ def main() -> None:
                     "cnn", "digits", "bhq5", ("int8_acc32_wrap",), seed=seed, epochs=arguments.epochs,
                     set_hardware=overrides(bits, narrow, place),
                 )  # fmt: skip
-                folder = arguments.out / f"{bits}_{'narrow' if narrow else 'int32'}_{place}_seed{seed}_{arguments.epochs}"
+                folder = (
+                    arguments.out / f"{bits}_{'narrow' if narrow else 'int32'}_{place}_seed{seed}_{arguments.epochs}"
+                )
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 runs.append(finish(config, folder, progress))
-            shares = {gemm: sum(share_altered(r.events, gemm) for r in runs) / len(runs) for gemm in ("fprop", "dgrad", "wgrad")}
-            cells = [str(bits), f"int{bits}" if narrow else "int32", place, ", ".join(f"{100 * r.accuracy:.1f}" for r in runs)]
+            shares = {
+                gemm: sum(share_altered(r.events, gemm) for r in runs) / len(runs)
+                for gemm in ("fprop", "dgrad", "wgrad")
+            }
+            cells = [
+                str(bits),
+                f"int{bits}" if narrow else "int32",
+                place,
+                ", ".join(f"{100 * r.accuracy:.1f}" for r in runs),
+            ]
             lines.append("| " + " | ".join(cells + [f"{100 * share:.3g} %" for share in shares.values()]) + " |")
             rows += [
                 {"bits": bits, "wgrad_narrowed": narrow, "zero_point": place, "seed": seed, "accuracy": r.accuracy,

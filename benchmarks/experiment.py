@@ -12,11 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from fqtsim.errors import TrainingStopped
 from fqtsim.train.config import TrainConfig
 from fqtsim.train.loop import run
 
 # Two-sided 95 % of Student's t, by degrees of freedom (any table of the distribution).
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+CHANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -28,22 +30,29 @@ class Outcome:
     digest: str
     #: Rows of events.json: one per layer and GEMM.
     events: list[dict[str, Any]]
+    #: Why training stopped before its end; empty where it did not.
+    stopped: str = ""
 
 
 def finish(config: TrainConfig, folder: Path, progress: Progress) -> Outcome:
     """Run what is left of a run in its folder, and read its outcome."""
     task = progress.add_task(folder.name)
-    run(
-        config,
-        folder,
-        resume=folder.exists(),
-        on_start=lambda done, steps: progress.update(task, completed=done, total=steps),
-        on_step=lambda record: progress.advance(task),
-    )
+    stopped = ""
+    try:
+        run(
+            config,
+            folder,
+            resume=folder.exists(),
+            on_start=lambda done, steps: progress.update(task, completed=done, total=steps),
+            on_step=lambda record: progress.advance(task),
+        )
+    except TrainingStopped as error:
+        stopped = str(error)
     progress.remove_task(task)
     last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     events = json.loads((folder / "events.json").read_text(encoding="utf-8"))
-    return Outcome(last["accuracy"], last["loss"], last["digest"], events["layers"])
+    # A run that met infinity has no accuracy of its own; a guess is right once in ten.
+    return Outcome(last.get("accuracy", CHANCE), last["loss"], last["digest"], events["layers"], stopped)
 
 
 def interval(differences: list[float]) -> tuple[float, float]:

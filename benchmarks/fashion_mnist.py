@@ -17,6 +17,8 @@ from rich.progress import Progress
 
 from fqtsim.train.config import TrainConfig
 
+# Chosen on fp32 alone: the paper's 0.1 costs plain PyTorch five points of this network's accuracy after 3 epochs.
+LEARNING_RATE = "0.02"
 ARMS = {
     "fp32": ("fp32", "int8_acc32_wrap"),
     "bhq5 on int8_acc24_saturate": ("bhq5", "int8_acc24_saturate"),
@@ -28,7 +30,9 @@ def page(outcomes: dict[str, list[Outcome]], seeds: list[int], epochs: int) -> t
     lines = [
         "# Fashion-MNIST, small CNN",
         "",
-        f"{epochs} epochs, batch 128, {len(outcomes['fp32'])} paired seeds; test accuracy in percent, "
+        f"{epochs} epochs, batch 128, learning rate {LEARNING_RATE} with cosine decay, "
+        f"{len(outcomes['fp32'])} paired seeds; test accuracy in percent "
+        "(10.00 where training met infinity and stopped), "
         "difference to fp32 with its 95 % interval (Student's t over seeds). "
         "`python benchmarks/fashion_mnist.py` reruns it.",
         "",
@@ -45,7 +49,7 @@ def page(outcomes: dict[str, list[Outcome]], seeds: list[int], epochs: int) -> t
         altered = "" if arm == "fp32" else ", ".join(f"{100 * share:.3g} %" for share in shares)
         lines.append(f"| {arm} | {accuracies} | {difference} | {altered} |")
         rows += [
-            {"arm": arm, "seed": seed, "accuracy": r.accuracy, "loss": r.loss, "digest": r.digest}
+            {"arm": arm, "seed": seed, "accuracy": r.accuracy, "loss": r.loss, "digest": r.digest, "stopped": r.stopped}
             for seed, r in zip(seeds, runs, strict=True)
         ]
     return rows, "\n".join([*lines, ""])
@@ -65,6 +69,7 @@ def main() -> None:
                 config = TrainConfig(
                     "cnn", f"fashion-mnist:{arguments.data.resolve()}", recipe, (hardware,), seed=seed,
                     epochs=arguments.epochs, save_every=200,
+                    set_recipe={"optimizer.lr": LEARNING_RATE},
                 )  # fmt: skip
                 folder = arguments.out / f"{arm.replace(' ', '_')}_seed{seed}_epochs{arguments.epochs}"
                 folder.parent.mkdir(parents=True, exist_ok=True)

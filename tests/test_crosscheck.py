@@ -15,12 +15,12 @@ from fqtsim.backends.stepwise import Stepwise
 from fqtsim.crosscheck import Coverage, crosscheck, locate
 from fqtsim.crosscheck.locate import first_wrong_sum, hex_code
 from fqtsim.crosscheck.lockstep import Call, _Comparison
-from fqtsim.errors import BackendRefused, InputError
+from fqtsim.errors import BackendRefused, InputError, TrainingStopped
 from fqtsim.hw.load import parse_hardware
 from fqtsim.hw.spec import Datapath
 from fqtsim.ref.gemm import dot
 from fqtsim.train.config import TrainConfig
-from fqtsim.words import Overflow
+from fqtsim.words import Overflow, ZeroPoint
 
 CONFIG = TrainConfig(
     model="mlp", data="digits", recipe="bhq5", hardware=("int8_acc12_saturate",), seed=1, steps=2, batch=16
@@ -317,6 +317,34 @@ def test_a_wrong_operand_is_named_with_its_bits() -> None:
     assert found is not None
     assert (found.step, found.kind, found.row, found.col) == (4, "operand", 1, 2)
     assert found.values == {"stepwise": "0x01 (1)", "faulty": "0xfe (-2)"}
+
+
+def test_differences_from_a_zero_point_are_shown_as_the_multiplier_has_them() -> None:
+    path = datapath_of(ONE_LEVEL).model_copy(update={"zero_point": ZeroPoint.BEFORE_MULTIPLY})
+    first = call(b=np.full((3, 4), -200, np.int16), datapath=path)
+    comparison = _Comparison(get_backend("stepwise"), Faulty(), [first], 1, Coverage())
+    comparison.observe(*first._replace(b=np.full((3, 4), -201, np.int16)))
+    found = comparison.finish()
+    assert found is not None
+    assert found.values == {"stepwise": "0x138 (-200)", "faulty": "0x137 (-201)"}
+
+
+class StopsAfterAWrongBit(FlipsOneBit):
+    """What follows from the wrong bit cannot be computed."""
+
+    def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
+        result = super().gemm(a, b, datapath, c, trace)
+        if next(self.calls) > 2 * self.nth:
+            raise TrainingStopped("out of range")
+        return result
+
+
+def test_a_step_that_stops_after_a_wrong_bit_does_not_hide_it() -> None:
+    report = crosscheck(CONFIG, ["stepwise", StopsAfterAWrongBit(3)])
+    assert report.difference is not None
+    assert (report.difference.kind, report.difference.row, report.difference.col) == ("codes", 3, 2)
+    with pytest.raises(TrainingStopped):
+        crosscheck(CONFIG, ["stepwise", StopsAfterAWrongBit(-1)])
 
 
 @pytest.mark.parametrize(

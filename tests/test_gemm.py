@@ -254,6 +254,17 @@ def test_traces_are_the_additions_of_the_definition(data: st.DataObject, path: D
             assert len(registers) > max(last, default=-1)
 
 
+def test_a_trace_shows_registers_before_the_next_level_drops_bits() -> None:
+    path = datapath(level("int16", "wrap", terms=2), level("int20", "saturate", drop=(2, "toward_negative")))
+    trace = (
+        get_backend("stepwise")
+        .gemm(column([1, 2, 3, 4], "int8").T, column([5, 6, 7, 8], "int8"), path, trace=True)
+        .trace
+    )
+    assert trace is not None
+    assert [one.registers.tolist() for one in trace] == [[[[17, 53]]], [[[17]]]]
+
+
 def test_a_trace_names_registers_and_overflows() -> None:
     path = datapath(level("int8", "saturate", lanes=2), level("int9", "wrap"))
     trace = (

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from fqtsim.data import load_dataset
 from fqtsim.errors import FileError, InputError, TrainingStopped
-from fqtsim.train import loop
+from fqtsim.train import loop, rundir
 from fqtsim.train.config import TrainConfig, build_trainer, resolve
 from fqtsim.train.intervals import paired_difference, wilson
 from fqtsim.train.loop import merge_events, run
@@ -258,6 +258,73 @@ def test_a_damaged_line_before_the_last_is_an_error(tmp_path: Path) -> None:
     folder.metrics.write_text('{"step": 1}\n{"step": 2\n{"step": 3}\n')
     with pytest.raises(FileError, match=r"metrics.jsonl:2: step: must be one JSON object with a step per line"):
         folder.cut_metrics(3)
+
+
+@pytest.mark.parametrize("step", ['"x"', "null", "true"])
+def test_a_step_that_is_no_number_is_an_error(tmp_path: Path, step: str) -> None:
+    folder = RunDir(tmp_path)
+    folder.metrics.write_text(f'{{"step": {step}}}\n{{"step": 2}}\n')
+    with pytest.raises(FileError, match=r"metrics.jsonl:1: step: must be one JSON object with a step per line"):
+        folder.cut_metrics(3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  hardware:\n  - int8_acc20_tree4\n", "", "run.yaml:1: config.hardware: is not what"),
+        ("  hardware:\n  - int8_acc20_tree4\n", "  hardware: [3]\n", "run.yaml:5: config.hardware = [3]: is not what"),
+        ("  seed: 3\n", "  seed: abc\n", "config.seed = abc: is not what a run writes there"),
+        ("  steps: 8\n", "  steps: eight\n", "config.steps = eight: is not what a run writes there"),
+        ("  batch: 32\n", "  batch: 3.5\n", "config.batch = 3.5: is not what a run writes there"),
+        ("  model: mlp\n", "", "config.model: is not what a run writes there"),
+        ("  set_hardware: {}\n", "  set_hardware: [a]\n", "config.set_hardware = [a]: is not what a run writes there"),
+    ],
+)
+def test_a_damaged_run_yaml_is_an_error_with_its_line(
+    whole: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    text = (whole / "run.yaml").read_text()
+    assert text.count(old) == 1
+    (tmp_path / "run.yaml").write_text(text.replace(old, new))
+    with pytest.raises(FileError) as error:
+        RunDir(tmp_path).read_run()
+    assert message in str(error.value)
+
+
+def test_run_yaml_is_checked_for_every_option() -> None:
+    assert rundir._CONFIG.keys() == TrainConfig.__dataclass_fields__.keys()
+
+
+def test_damaged_events_of_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = replace(CONFIG, steps=3)
+    run(config, out)
+    content = (out / "checkpoint.safetensors").read_bytes()
+    (out / "checkpoint.safetensors").write_bytes(content.replace(b"altered", b"alteref", 1))
+    with pytest.raises(InputError, match="the events of its run are damaged; resume from a file that"):
+        run(config, out, resume=True)
+
+
+def test_an_evaluation_that_stops_leaves_the_step_done(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is at the step whose evaluation stopped: its line and its events, once, belong to it."""
+
+    def stops(trainer: Trainer, *_: object) -> float:
+        genuine(trainer, *_)  # type: ignore[arg-type]
+        raise TrainingStopped("layer 1, activation: NaN")
+
+    genuine = loop.evaluate
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "evaluate", stops)
+        with pytest.raises(TrainingStopped):
+            run(CONFIG, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    expected = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()[:3]]
+    del expected[2]["accuracy"]
+    assert [json.loads(line) for line in lines] == expected
+    run(CONFIG, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "events.json").read_bytes() == (whole / "events.json").read_bytes()
 
 
 def test_training_that_stops_keeps_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,8 @@ def test_one_shape_of_rank_zero() -> None:
         (("ptq", 8, "nearest"), "rounding = 'nearest': must be one of ties_to_even, ties_to_odd, ties_to_away, "),
         (("ptq", 8, "stochastic"), "random_bits = None: stochastic rounding needs 1..32 random bits; say how many"),
         (("ptq", 8, "stochastic", 33), "random_bits = 33: stochastic rounding needs 1..32 random bits; say how many"),
+        (("ptq", 8, "stochastic", 8.5), "random_bits = 8.5: stochastic rounding needs 1..32 random bits; say how many"),
+        (("ptq", 4.5, "ties_to_even"), "bits = 4.5: must be 2..16; one bit leaves no code beside zero"),
         (("ptq", 8, "to_odd", 8), "random_bits = 8: rounding = to_odd draws no random bits; leave random_bits out"),
         (("ptq", 8, "to_odd", None, "center"), "zero = 'center': must be one of aligned, symmetric, float_offset"),
         (

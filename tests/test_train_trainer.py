@@ -264,6 +264,26 @@ def test_load_refuses_damaged_files(tmp_path: Path) -> None:
     assert refusal(trainer(), path) == f"{path}: not a training state; give a file that Trainer.save wrote"
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"digest"', b'"digesu"'), (b'"step":"0"', b'"stop":"0"'), (b'"step":"0"', b'"step":"x"')]
+)
+def test_load_refuses_damaged_metadata(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path = tmp_path / "state.safetensors"
+    tr = trainer()
+    tr.save(path)
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    assert refusal(trainer(), path) == f"{path}: does not state its step and digest; the file is damaged, use another"
+
+
+def test_save_names_the_file_that_it_cannot_write(tmp_path: Path) -> None:
+    path = tmp_path / "absent" / "state.safetensors"
+    with pytest.raises(InputError, match=r"\); check the folder and the space on its disk$") as error:
+        trainer().save(path)
+    assert str(error.value).startswith(f"{path}: cannot be written (")
+
+
 def test_digest_marks_the_platform() -> None:
     assert not trainer().digest().platform
     assert trainer(network(recipe="qat")).digest().platform

@@ -80,7 +80,5 @@ def checked_start(c: Any, datapath: Datapath, shape: tuple[int, int]) -> Array |
     register = accumulator.register_format or IntFormat(63, True)
     low, high = register.rails(accumulator.overflow)
     if start.size and (int(start.min()) < low or int(start.max()) > high):
-        raise InputError(
-            f"c: must lie in the accumulator, {low}..{high}; it holds {start.min()}..{start.max()}"
-        )
+        raise InputError(f"c: must lie in the accumulator, {low}..{high}; it holds {start.min()}..{start.max()}")
     return start.astype(np.int64)

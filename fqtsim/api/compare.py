@@ -52,9 +52,7 @@ def in_hex(code: int) -> str:
     return f"0x{code & ((1 << bits) - 1):0{bits // 4}x}"
 
 
-def compare(
-    a: Any, b: Any, hw: Hardware | str, observed: Any, gemm: str = "fprop", c: Any = None
-) -> Comparison:
+def compare(a: Any, b: Any, hw: Hardware | str, observed: Any, gemm: str = "fprop", c: Any = None) -> Comparison:
     """Compare observed accumulator codes (M, N) with what the datapath gives for a and b, every addition performed.
 
     Raises InputError for operands that gemm() refuses and for an observed array of another shape or of floats.
@@ -64,9 +62,7 @@ def compare(
     shape = (left.shape[0], right.shape[1])
     found = to_numpy(observed, "observed")
     if found.shape != shape:
-        raise InputError(
-            f"observed.shape = {found.shape}: must be {shape}, rows of a by columns of b; reshape it"
-        )
+        raise InputError(f"observed.shape = {found.shape}: must be {shape}, rows of a by columns of b; reshape it")
     expected = plain_codes(left, right, datapath, checked_start(c, datapath, shape))
     wrong = np.argwhere(found != expected)
     if not len(wrong):
@@ -79,9 +75,7 @@ def compare(
     )  # fmt: skip
 
 
-def assert_bitexact(
-    actual: Any, a: Any, b: Any, hw: Hardware | str, gemm: str = "fprop", c: Any = None
-) -> None:
+def assert_bitexact(actual: Any, a: Any, b: Any, hw: Hardware | str, gemm: str = "fprop", c: Any = None) -> None:
     """Raise AssertionError showing the first wrong bit unless actual equals the datapath's codes for a and b.
 
     Works in any test runner with a hardware name and nothing else. Raises InputError as compare() does, and where

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fqtsim.api.arrays import Array, like, to_numpy
+from fqtsim.api.arrays import Array, is_torch, like, to_numpy
 from fqtsim.backends import Events
 from fqtsim.errors import InputError
 from fqtsim.hw.load import load_hardware
@@ -29,7 +29,7 @@ class RequantizeOutput:
 
 @dataclass(frozen=True)
 class _Arguments:
-    """The call's arguments, each of the accumulators' shape."""
+    """The call's arguments, one for each accumulator in row-major order."""
 
     multiplier: Array
     shift: Array
@@ -55,16 +55,19 @@ def requantize(
         raise InputError(f"{hardware.name}: has no output stages; add `output`, or use another hardware file")
     codes = to_numpy(acc, "acc")
     arguments = _arguments(hardware.output, codes.shape, multiplier, shift, scale, zero_point)
-    limited = _run(codes, hardware.output, arguments, limited=True)
-    unlimited = _run(codes, hardware.output, arguments, limited=False)
+    limited = _run(codes.ravel(), hardware.output, arguments, limited=True)
+    unlimited = _run(codes.ravel(), hardware.output, arguments, limited=False)
     last = hardware.output[-1]
     register = last.register_format
+    altered = limited != unlimited
     if register is None:
-        return RequantizeOutput(like(_narrowed(limited), acc), Events())
+        changed = int(altered.sum())
+        narrow = _narrowed(limited, "output: the result", "end the stages with a register")
+        return RequantizeOutput(like(narrow.reshape(codes.shape), acc), Events(changed, 0, changed))
     low, high = register.rails(last.overflow)
-    altered, outside = limited != unlimited, (unlimited < low) | (unlimited > high)
+    outside = (unlimited < low) | (unlimited > high)
     events = Events(int(altered.sum()), int(outside.sum()), int((altered & ~outside).sum()))
-    return RequantizeOutput(like(limited.astype(register.storage), acc), events)
+    return RequantizeOutput(like(limited.astype(register.storage).reshape(codes.shape), acc), events)
 
 
 def _arguments(
@@ -99,13 +102,15 @@ def _integers(value: Any, name: str, shape: tuple[int, ...], low: int, high: int
     array = to_numpy(0 if value is None else value, name)
     if array.size and not (low <= int(array.min()) and int(array.max()) <= high):
         raise InputError(f"{name} = {array.min()}..{array.max()}: must be {low}..{high}")
-    return _broadcast(array, name, shape)
+    # Unsigned integers have no negative, and with int64 they make float64.
+    return _broadcast(array.astype(np.int64), name, shape)
 
 
 def _scales(value: Any, shape: tuple[int, ...]) -> Array:
-    array = np.asarray(1.0 if value is None else value)
-    narrow = array.astype(np.float32)
-    if array.dtype.kind not in "fiu" or not (np.isfinite(narrow) & (narrow > 0)).all():
+    array = np.asarray(value.detach().cpu() if is_torch(value) else 1.0 if value is None else value)
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32) if array.dtype.kind in "fiu" else np.zeros((), np.float32)
+    if not (np.isfinite(narrow) & (narrow > 0)).all():
         raise InputError("scale: must be positive and finite as float32")
     if array.dtype != np.float32 and not np.array_equal(narrow.astype(array.dtype), array):
         raise InputError("scale: is no float32; round it first, with numpy.float32(scale)")
@@ -114,9 +119,9 @@ def _scales(value: Any, shape: tuple[int, ...]) -> Array:
 
 def _broadcast(array: Array, name: str, shape: tuple[int, ...]) -> Array:
     try:
-        return np.broadcast_to(array, shape)
+        return np.broadcast_to(array, shape).ravel()
     except ValueError:
-        raise InputError(f"{name}.shape = {array.shape}: must broadcast to acc's {shape}") from None
+        raise InputError(f"{name}.shape = {array.shape}: must broadcast to {shape}; reshape it") from None
 
 
 def _run(codes: Array, stages: tuple[Stage, ...], arguments: _Arguments, *, limited: bool) -> Array:
@@ -141,18 +146,18 @@ def _run(codes: Array, stages: tuple[Stage, ...], arguments: _Arguments, *, limi
 
 def _float_product(codes: Array, scale: Array) -> Array:
     with np.errstate(over="ignore"):
-        product: Array = codes.astype(np.float32) * scale
+        product: Array = fixed.to_float32(codes) * scale
     if not np.isfinite(product).all():
         raise InputError("scale: code * scale is beyond the largest float32; use a smaller scale")
     return product
 
 
-def _narrowed(values: Array) -> Array:
-    """Return integers without a last register as int64; raises InputError where they need more bits."""
+def _narrowed(values: Array, what: str, remedy: str) -> Array:
+    """Return integers as int64; raises InputError where they need more bits."""
     if values.dtype.kind == "f":
         return values
     if fixed.magnitude(values) >= 1 << 63:
-        raise InputError("output: the result needs more than 64 bits; end the stages with a register")
+        raise InputError(f"{what} needs more than 64 bits; {remedy}")
     return values.astype(np.int64)
 
 
@@ -180,7 +185,9 @@ def round_shift(
         words, bits = _integers(rand_bits, "rand_bits", values.shape, 0, (1 << n_bits) - 1), n_bits
     elif rand_bits is not None or n_bits is not None:
         raise InputError(f"rand_bits: rounding {word} draws none; remove it, or use stochastic")
-    return like(_narrowed(fixed.round_shift(values, shifts, word, words, bits)), codes)
+    rounded = fixed.round_shift(values.ravel(), shifts, word, words, bits)
+    narrow = _narrowed(rounded, "codes: codes / 2**shift", "shift left by fewer bits")
+    return like(narrow.reshape(values.shape), codes)
 
 
 def random_bits(seed: int, stream: int, step: int, count: int, bits: int) -> Array:

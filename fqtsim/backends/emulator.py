@@ -70,7 +70,10 @@ def emulated_codes(a: Array, b: Array, lowered: Lowered, start: Array | None, un
     if rows.any():
         block = np.ix_(rows, columns)
         left, right = np.ascontiguousarray(a[rows]), np.ascontiguousarray(b[:, columns])
-        codes[block] = stepwise_codes(left, right, lowered, None if start is None else start[block])
+        stepped = stepwise_codes(left, right, lowered, None if start is None else start[block])
+        # An inner register that wraps can carry a code to where no U is, and out of U's type.
+        codes = codes.astype(np.promote_types(codes.dtype, stepped.dtype), copy=False)
+        codes[block] = stepped
     return codes
 
 

@@ -138,6 +138,14 @@ def wrap_codes(values: Array, lowered: Lowered) -> Array:
     accumulator = lowered.accumulator
     if lowered.unlimited.within(int(accumulator[LOW]), int(accumulator[HIGH])):
         return values
+    return reduced(values, lowered)
+
+
+def reduced(values: Array, lowered: Lowered) -> Array:
+    """Return integers, exact or modulo 2**32 already, modulo 2**bits of an accumulator that wraps."""
+    accumulator = lowered.accumulator
+    if accumulator[BITS] == 32 and not accumulator[UNSIGNED]:
+        return values.astype(np.int32, copy=False)  # the cast wraps
     values = values.astype(np.int64, copy=False)
     shift = np.int64(64 - accumulator[BITS])
     if accumulator[UNSIGNED]:

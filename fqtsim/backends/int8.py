@@ -20,6 +20,8 @@ FALLBACK = "exact fp32 chunks (independent oracle, not INT8 silicon)"
 FLOAT_EXACT_LIMIT = 1 << 24
 # CUDA's _int_mm wants more than 16 rows, and K and N in multiples of 8.
 _CUDA_ROWS, _CUDA_MULTIPLE = 32, 8
+# Enough products of rails to pass 2**31, so that the silicon's own wrap is part of the self-test.
+_WRAPS = (2, 140_001, 3)
 
 
 def _torch() -> Any:
@@ -35,28 +37,39 @@ def silicon_fault(device: str) -> str | None:
     if device == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
     rng = np.random.RandomState(0)
-    for shape in ((64, 64, 64), (1, 64, 64), (64, 64, 1), (1, 512, 512), (33, 130, 17), (3, 7, 5)):
+    for shape in ((64, 64, 64), (1, 64, 64), (64, 64, 1), (1, 512, 512), (33, 130, 17), (3, 7, 5), _WRAPS):
         m, k, n = shape
         for a_type in (np.int8, np.uint8):
             high = (127, -128) if a_type is np.int8 else (255, 0)
             a = rng.choice(high, size=(m, k)).astype(a_type)
             b = rng.choice((127, -128), size=(k, n)).astype(np.int8)
+            if shape is _WRAPS:
+                a[0], b[:, 0] = high[-1 if a_type is np.int8 else 0], -128
             try:
                 got = _int_mm(a, b, device)
             except RuntimeError as error:
                 return f"torch._int_mm refuses {a.dtype} x int8 {shape}: {str(error).splitlines()[0]}"
-            if not np.array_equal(got, a.astype(np.int64) @ b.astype(np.int64)):
+            exact = a.astype(np.int64) @ b.astype(np.int64)
+            if not np.array_equal(got, exact.astype(np.int32)):  # the cast wraps
                 return f"torch._int_mm is wrong for full-range {a.dtype} x int8 operands {shape}"
     return None
+
+
+def _tensor(codes: Array) -> Any:
+    """Return a matrix as a torch tensor whose strides are those of its shape.
+
+    A row taken from a column counts as contiguous with strides (1, 1); oneDNN takes its leading dimension from there
+    and reads beyond the row.
+    """
+    flat = np.ascontiguousarray(codes).ravel()
+    # torch warns of arrays that it could not write to.
+    return _torch().from_numpy(flat if flat.flags.writeable else flat.copy()).view(codes.shape)
 
 
 def _int_mm(a: Array, b: Array, device: str) -> Array:
     """Return a (int8; uint8 on a CPU) times b (int8) as int32, wrapped modulo 2**32."""
     torch = _torch()
-    # A row of length K taken from a column counts as contiguous with strides (1, 1); oneDNN takes its leading dimension
-    # from there and reads beyond the row, so strides are made those of the shape.
-    a_torch = torch.from_numpy(np.ascontiguousarray(a).ravel()).view(a.shape)
-    b_torch = torch.from_numpy(np.ascontiguousarray(b).ravel()).view(b.shape)
+    a_torch, b_torch = _tensor(a), _tensor(b)
     if device == "cpu":
         product: Array = torch._int_mm(a_torch, b_torch).numpy()
         return product

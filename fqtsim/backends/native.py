@@ -10,10 +10,10 @@ import numpy as np
 
 from fqtsim.backends import int8
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
-from fqtsim.backends.exact import unlimited_result, wrap_codes
+from fqtsim.backends.exact import reduced, unlimited_result, wrap_codes
 from fqtsim.backends.instructions import Instruction, matching_instruction
 from fqtsim.backends.stepwise import finish, prepare, start_values, with_trace
-from fqtsim.errors import BackendRefused
+from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.lower import BITS, Lowered, Range, lower
 from fqtsim.hw.spec import Datapath
 
@@ -41,7 +41,10 @@ class Native(Backend):
         if wide:
             return f"operands of {wide[0]} do not fit INT8 instructions"
         formats = (Range(a.minimum, a.maximum), Range(b.minimum, b.maximum))
-        lowered = lower(datapath, k, *formats, Range(0, 0))
+        try:
+            lowered = lower(datapath, k, *formats, Range(0, 0))
+        except InputError as error:  # of the formats' widest operands; those of a call may need less
+            return str(error)
         if lowered.never_overflows or (lowered.order_free_wrap and lowered.accumulator[BITS] <= 32):
             return None
         return "a register can overflow and INT8 instructions neither saturate nor narrow there"
@@ -82,7 +85,8 @@ class Native(Backend):
 
     def _codes(self, a: Array, b: Array, lowered: Lowered, start: Array | None, product: Array) -> Array:
         if self.fault is None and lowered.order_free_wrap and lowered.accumulator[BITS] <= 32:
-            # The accumulator of the silicon itself wraps, over the whole of K.
+            # The accumulator of the silicon itself wraps, over the whole of K, and where ours would not.
             product = int8.wrapped_product(a, b, self.device)
+            return reduced(product if start is None else product + start, lowered)
         total = product if start is None else product + start
         return wrap_codes(total, lowered) if lowered.order_free_wrap else total

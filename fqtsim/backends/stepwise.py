@@ -154,7 +154,8 @@ def with_trace(result: GemmResult, a: Array, b: Array, lowered: Lowered, start: 
         if last and start is not None:
             registers[:, :, 0] = start
         statistics = np.array([np.iinfo(np.int64).max, np.iinfo(np.int64).min, 0, 0], np.int64)
-        tracing.trace_level(items, row, registers, statistics)
+        # Bits are dropped in place, and the items of this level are the registers that the level below reports.
+        tracing.trace_level(items.copy() if row[DROP] else items, row, registers, statistics)
         if not items.size:
             statistics[:] = 0
         minimum, maximum, additions, overflows = (int(value) for value in statistics)

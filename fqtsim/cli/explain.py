@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 
 #: Arrays larger than this in an .npz are refused before they are read.
 MAX_ARRAY_BYTES = 1 << 30
+
+#: What zipfile, zlib and NumPy raise for bytes that are no .npz of numbers; a header may claim any shape.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, ValueError, EOFError, OSError, MemoryError,
+    NotImplementedError, RuntimeError, KeyError,
+)  # fmt: skip
 
 
 def read_operands(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -38,7 +46,7 @@ def read_operands(path: Path) -> dict[str, np.ndarray[Any, Any]]:
                     "write it with numpy.savez(path, a=a, b=b)"
                 )
             return {name: stored[name] for name in stored.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         if isinstance(error, InputError | FileNotFoundError | PermissionError | IsADirectoryError):
             raise
         raise InputError(f"{path}: not a readable .npz of numbers ({error}); write it with numpy.savez") from error

@@ -18,7 +18,7 @@ from fqtsim.backends.base import Array, Backend, GemmResult
 from fqtsim.crosscheck.locate import expected_code, first_wrong_sum, hex_code, label, register_bits
 from fqtsim.crosscheck.report import Coverage, Difference, Report
 from fqtsim.data.batches import training_batch
-from fqtsim.errors import InputError
+from fqtsim.errors import FqtsimError, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.train.config import Resolved, TrainConfig, build_trainer, resolve
 from fqtsim.train.trainer import Trainer
@@ -102,7 +102,7 @@ class _Comparison:
     def _operand(self, ours: Call, theirs: Call, name: str) -> Difference:
         codes = getattr(ours, name), getattr(theirs, name)
         row, col = _first_unequal(*codes)
-        port = ours.datapath.a_format if name == "a" else ours.datapath.b_format
+        port = ours.datapath.multiplier_format("a" if name == "a" else "b")
         values = {
             label(backend): hex_code(int(code[row, col]), port.bits)
             for backend, code in zip(self._sides(), codes, strict=True)
@@ -158,7 +158,12 @@ def _compare_step(sides: Sequence[_Side], resolved: Resolved, coverage: Coverage
     _step(first, images, labels, lambda *call: calls.append(Call(*call)))
     for other in sides[1:]:
         comparison = _Comparison(first.backend, other.backend, calls, step, coverage)
-        _step(other, images, labels, comparison.observe)
+        try:
+            _step(other, images, labels, comparison.observe)
+        except FqtsimError:
+            if comparison.difference is None:
+                raise
+            # What follows from a wrong bit may stop the step; the bit is what was looked for.
         difference = comparison.finish() or _compare_state(first, other, step)
         if difference is not None:
             return difference

@@ -1,7 +1,8 @@
 """Arrays of codes: rounding shifts and registers, on int64 or, where 63 bits do not suffice, on Python integers.
 
-NumPy, not Numba: the same expressions serve both. Twin of ref/fixed.py by another method: rounding is adding a bias
-that depends on sign and parity, then a floor.
+NumPy, not Numba: the same expressions serve both. Arrays have at least one dimension, since NumPy turns results of
+no dimension into Python integers that do not fit back into an array. Twin of ref/fixed.py by another method: rounding
+is adding a bias that depends on sign and parity, then a floor.
 """
 
 from __future__ import annotations
@@ -58,6 +59,19 @@ def into_register(codes: Codes, register: IntFormat, overflow: Overflow | None) 
         return wrapped
     clamped: Codes = np.minimum(np.maximum(codes, low), high)
     return clamped
+
+
+def to_float32(codes: Codes) -> Codes:
+    """Return integers rounded to float32, ties to even, each rounded once."""
+    if codes.dtype != object:
+        return codes.astype(np.float32)
+    # NumPy would take Python integers through float64 and round twice. Keep 60 bits, the last of them sticky.
+    singles = np.zeros(codes.shape, np.float32)
+    for place, code in np.ndenumerate(codes):
+        excess = max(int(code).bit_length() - 60, 0)
+        kept = (code >> excess) | (code & ((1 << excess) - 1) != 0)
+        singles[place] = np.ldexp(np.int64(kept).astype(np.float32), excess)
+    return singles
 
 
 def round_float(values: Codes, rounding: Rounding) -> Codes:

@@ -25,7 +25,10 @@ def trace_products(a: Any, b: Any, out: Any) -> None:
 
 @njit(nogil=True)
 def trace_level(items: Any, row: Any, registers: Any, statistics: Any) -> None:
-    """Run one level for every output: int64 items (M, N, items), registers (M, N, registers) with start values."""
+    """Run one level for every output: int64 items (M, N, items), registers (M, N, registers) with start values.
+
+    Where the level drops bits, it does so in `items` itself.
+    """
     if row[DROP]:
         drop(items.reshape(items.size), row)
     for i in range(items.shape[0]):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import numpy as np
+
 from fqtsim.errors import InputError
 from fqtsim.quantizers.base import Quantizer, Zero
 from fqtsim.quantizers.block_householder import BlockHouseholderQuantizer
@@ -31,6 +33,10 @@ def _word(key: str, value: str, words: type[Word]) -> Word:
         raise InputError(f"{key} = {value!r}: must be one of {', '.join(words)}") from None
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def quantizer(
     name: str,
     bits: int,
@@ -46,10 +52,10 @@ def quantizer(
     """
     if name not in QUANTIZERS:
         raise InputError(f"quantizer = {name!r}: must be one of {', '.join(QUANTIZERS)}")
-    if not 2 <= bits <= 16:
+    if not _is_count(bits) or not 2 <= bits <= 16:
         raise InputError(f"bits = {bits}: must be 2..16; one bit leaves no code beside zero")
     rule = _word("rounding", rounding, Rounding)
-    if rule is Rounding.STOCHASTIC and (random_bits is None or not 1 <= random_bits <= 32):
+    if rule is Rounding.STOCHASTIC and (not _is_count(random_bits) or not 1 <= (random_bits or 0) <= 32):
         raise InputError(f"random_bits = {random_bits}: stochastic rounding needs 1..32 random bits; say how many")
     if rule is not Rounding.STOCHASTIC and random_bits is not None:
         raise InputError(f"random_bits = {random_bits}: rounding = {rule} draws no random bits; leave random_bits out")

@@ -5,13 +5,14 @@ A run killed at any moment and resumed ends in the same state, digest and metric
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,8 +28,8 @@ from fqtsim.train.config import Resolved, TrainConfig, build_trainer, resolve
 from fqtsim.train.rundir import RunDir
 from fqtsim.train.trainer import Trainer
 
-#: Where a checkpoint keeps the report of the run that it belongs to.
-EVENTS_NOTE = "events"
+#: Where a checkpoint keeps the report of the run that it belongs to, and the report's SHA-256.
+EVENTS_NOTE, EVENTS_HASH = "events", "events_sha256"
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class _Run:
         self.folder.sync_metrics()
         rows = self.events()
         # In one file, so that no kill can leave the state of one step beside the events of another.
-        self.trainer.save(self.folder.checkpoint, {EVENTS_NOTE: json.dumps(rows)})
+        text = json.dumps(rows)
+        self.trainer.save(self.folder.checkpoint, {EVENTS_NOTE: text, EVENTS_HASH: _sha256(text)})
         self.folder.write_events(self.trainer.step_index, rows)
 
     def step(self) -> StepRecord:
@@ -196,29 +198,38 @@ class _Run:
         loss = float(self.trainer.step(torch.from_numpy(images), torch.from_numpy(labels)))
         done = self.trainer.step_index
         due = done % (config.eval_every or self.resolved.per_epoch) == 0 or done == self.resolved.steps
-        accuracy = self._evaluate() if due else None
-        record = StepRecord(done, done // self.resolved.per_epoch, loss, accuracy, self.trainer.digest().hex)
+        record = StepRecord(done, done // self.resolved.per_epoch, loss, None, self.trainer.digest().hex)
+        try:
+            record = replace(record, accuracy=self._evaluate()) if due else record
+        except TrainingStopped:
+            # The step is done, and its state will be saved: it keeps its line.
+            self.folder.append(record.as_plain())
+            raise
         self.folder.append(record.as_plain())
         return record
 
     def _evaluate(self) -> float:
         """Return the accuracy, and keep the GEMMs of evaluation out of the report of training."""
         self.events_before = self.events()
-        accuracy = evaluate(self.trainer, self.resolved.data, self.resolved.config.batch)
-        self.trainer.net.reset_report()
-        return accuracy
+        try:
+            return evaluate(self.trainer, self.resolved.data, self.resolved.config.batch)
+        finally:
+            self.trainer.net.reset_report()
 
 
 def _events_in(checkpoint: Path) -> list[dict[str, Any]]:
     with safe_open(checkpoint, framework="numpy") as file:
         notes = file.metadata() or {}
-    try:
-        rows: list[dict[str, Any]] = json.loads(notes[EVENTS_NOTE])
-    except (KeyError, ValueError):
-        raise InputError(
-            f"{checkpoint}: has no events of its run; resume from a file that `fqtsim train` wrote"
-        ) from None
+    text = notes.get(EVENTS_NOTE)
+    if text is None or notes.get(EVENTS_HASH) != _sha256(text):
+        rule = "has no events of its run" if text is None else "the events of its run are damaged"
+        raise InputError(f"{checkpoint}: {rule}; resume from a file that `fqtsim train` wrote")
+    rows: list[dict[str, Any]] = json.loads(text)
     return rows
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def _open(resolved: Resolved, out: Path, resume: bool) -> _Run:

@@ -42,10 +42,9 @@ class Record:
         self.events = self.events + result.events
         self.minimum = result.minimum if self.minimum is None else min(self.minimum, result.minimum)
         self.maximum = result.maximum if self.maximum is None else max(self.maximum, result.maximum)
-        if result.trace is not None:
-            last = result.trace[-1]
-            low, high = self.partial or (last.minimum, last.maximum)
-            self.partial = min(low, last.minimum), max(high, last.maximum)
+        for level in result.trace or ():
+            low, high = self.partial or (level.minimum, level.maximum)
+            self.partial = min(low, level.minimum), max(high, level.maximum)
 
     def row(self, layer: str, gemm: str) -> dict[str, Any]:
         """Return the record as one line of `net.report()`."""

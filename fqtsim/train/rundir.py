@@ -22,6 +22,12 @@ RUN = "run.yaml"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 EVENTS = "events.json"
+#: Types of the keys of `config` in run.yaml, as TrainConfig.as_plain writes them; a key of no value is left out.
+_CONFIG: dict[str, tuple[type, ...]] = {
+    "model": (str,), "data": (str,), "recipe": (str,), "hardware": (list,), "backend": (str,), "seed": (int, str),
+    "steps": (int, type(None)), "epochs": (int, type(None)), "batch": (int,), "eval_every": (int,),
+    "save_every": (int,), "set_hardware": (dict,), "set_recipe": (dict,),
+}  # fmt: skip
 #: Sections of run.yaml that decide the result; the others (versions, platform) are for the reader.
 DECISIVE = ("config", "hardware", "recipe", "data")
 
@@ -89,6 +95,10 @@ class RunDir:
         for section in DECISIVE:
             if not isinstance(document.data.get(section), dict):
                 raise document.error((section,), "must be a mapping", "start the run again in another folder")
+        for key, kinds in _CONFIG.items():
+            if not _is_option(document.value(("config", key)), kinds):
+                rule = "is not what a run writes there"
+                raise document.error(("config", key), rule, "restore the file, or start another folder")
         return document
 
     def check_same(self, description: Mapping[str, Any]) -> None:
@@ -129,15 +139,14 @@ class RunDir:
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         kept = []
         for number, line in enumerate(lines, start=1):
-            try:
-                at = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
+            at = _step_of(line)
+            if at is None:
                 if number == len(lines):
                     break
                 raise FileError(
                     str(self.metrics), number, "step", None, "must be one JSON object with a step per line",
                     "restore the file, or start another folder",
-                ) from None  # fmt: skip
+                )  # fmt: skip
             if at <= step:
                 kept.append(line)
         write_text(self.metrics, "".join(line if line.endswith("\n") else line + "\n" for line in kept))
@@ -145,6 +154,26 @@ class RunDir:
     def write_events(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Replace events.json: the report of net.report() up to `step`."""
         write_text(self.path / EVENTS, json.dumps({"step": step, "layers": rows}, indent=1) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    """Return the step of a line of metrics.jsonl, None where it has none."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    at = record.get("step") if isinstance(record, dict) else None
+    return at if type(at) is int else None
+
+
+def _is_option(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Tell whether a value of run.yaml is of these types; lists and mappings hold text, and text for int is digits."""
+    if type(value) not in kinds:
+        return False
+    if isinstance(value, str):
+        return int not in kinds or value.isdecimal()
+    texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(isinstance(text, str) for text in texts)
 
 
 def _is_partial(file: Path) -> bool:

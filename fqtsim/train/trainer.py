@@ -136,7 +136,12 @@ class Trainer:
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
         tensors = {name: tensor.contiguous() for name, tensor in self._state().items()}
-        save_file(tensors, partial, metadata={**(notes or {}), **self._metadata()})
+        try:
+            save_file(tensors, partial, metadata={**(notes or {}), **self._metadata()})
+        except SafetensorError as error:
+            raise InputError(
+                f"{path}: cannot be written ({error}); check the folder and the space on its disk"
+            ) from None
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -177,6 +182,8 @@ class Trainer:
         ours = self._metadata()
         if metadata.get("format") != ours["format"]:
             raise InputError(f"{path}: not a training state; give a file that Trainer.save wrote")
+        if "digest" not in metadata or not metadata.get("step", "").isdecimal():
+            raise InputError(f"{path}: does not state its step and digest; the file is damaged, use another")
         for key in ("seed", "recipe", "hardware", "update"):
             if metadata.get(key) != ours[key]:
                 raise InputError(
