@@ -141,6 +141,7 @@ CPU_ONLY = "stepwise runs on the CPU only; use stepwise@cpu or native@cuda"
         (datapath(*chain("int16 saturate")), CAN_OVERFLOW),
         (datapath(*chain("terms 2 int16 wrap, int32 wrap")), CAN_OVERFLOW),
         (datapath(*chain("drop 1 to_odd int32 wrap")), CAN_OVERFLOW),
+        (datapath(*chain("uint34 wrap")), CAN_OVERFLOW),
         (datapath(*chain("lanes 4 uint62 wrap, exact")),
          "levels.1.register = exact: needs more than 63 bits for K = 100; use a register with an overflow word, "
          "or split K"),

@@ -58,8 +58,9 @@ def test_a_training_run_has_the_cpu_digest() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_native_cuda_refuses_and_says_why() -> None:
     message = "native@cuda: torch sees no CUDA device; use backend emulator"
+    a, b = np.ones((2, 3), np.int8), np.ones((3, 2), np.int8)
     with pytest.raises(fqtsim.BackendRefused) as caught:
-        fqtsim.gemm(np.ones((2, 3), np.int8), np.ones((3, 2), np.int8), "int8_acc32_wrap", "dgrad", backend="native@cuda")
+        fqtsim.gemm(a, b, "int8_acc32_wrap", "dgrad", backend="native@cuda")
     assert str(caught.value) == message
 
 

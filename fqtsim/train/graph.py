@@ -84,7 +84,7 @@ class ReshapeOptions:
     sizes: tuple[int | Dim, ...]
 
 
-class Unsupported(Exception):  # noqa: N818  (caught and turned into an InputError with its place)
+class Unsupported(Exception):
     """An operation that no layer of ours performs: why, and what to write instead."""
 
     def __init__(self, rule: str, remedy: str) -> None:
