@@ -77,6 +77,10 @@ class Backend(ABC):
     def executor(self) -> str:
         """Who multiplies. Two backends with the same executor prove nothing about each other."""
 
+    def executor_of(self, datapath: Datapath) -> str:
+        """Return who multiplies on this datapath, where a backend has more than one way."""
+        return self.executor
+
     def refusal(self, datapath: Datapath, k: int) -> str | None:
         """Return why this backend cannot guarantee the result for K = k, or None where it can."""
         return None

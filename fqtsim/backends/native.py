@@ -31,6 +31,10 @@ class Native(Backend):
     def executor(self) -> str:
         return f"{int8.FALLBACK if self.fault else int8.SILICON}@{self.device}"
 
+    def executor_of(self, datapath: Datapath) -> str:
+        instruction = self._instruction(datapath)
+        return self.executor if instruction is None else f"x86 instructions of {instruction.name}@cpu"
+
     def refusal(self, datapath: Datapath, k: int) -> str | None:
         if self.device == "cuda" and self.fault:
             return self.fault

@@ -22,6 +22,7 @@ from fqtsim.errors import FqtsimError, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.train.config import Resolved, TrainConfig, build_trainer, resolve
 from fqtsim.train.trainer import Trainer
+from fqtsim.words import GEMMS
 
 
 class Call(NamedTuple):
@@ -230,4 +231,11 @@ def crosscheck(
             f"model = {config.model}: the run compared no output of a GEMM, which is no pass; "
             "choose a model with linear or convolutional layers on the hardware"
         )
-    return Report({label(backend): backend.executor for backend in chosen}, coverage, difference, digest)
+    return Report({label(backend): _executors(backend, resolved) for backend in chosen}, coverage, difference, digest)
+
+
+def _executors(backend: Backend, resolved: Resolved) -> str:
+    """Return everybody who multiplies for a backend in this run."""
+    hardware = resolved.hardware.values() if isinstance(resolved.hardware, dict) else [resolved.hardware]
+    datapaths = [one.datapath_for(gemm) for one in hardware for gemm in GEMMS]
+    return ", ".join(sorted({backend.executor_of(datapath) for datapath in datapaths}))

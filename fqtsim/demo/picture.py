@@ -50,4 +50,5 @@ def _bars(axes: Any, outcomes: Sequence[Outcome]) -> None:
         shares = [100 * row["altered"] / max(1, row["outputs"]) for row in outcome.events]
         axes.bar(places + index * width, shares, width, label=outcome.hardware)
     axes.set_xticks(places + 0.4 - width / 2, names, fontsize=8)
-    axes.legend(fontsize=8)
+    axes.set_ylim(top=1.2 * axes.get_ylim()[1])  # room for the legend above full bars
+    axes.legend(fontsize=8, loc="upper right")
