@@ -10,6 +10,8 @@ Events come out the same, since they are counted from codes and U.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fqtsim.backends import int8
@@ -41,9 +43,13 @@ class Emulator(Backend):
         if not (a.shape[0] and a.shape[1] and b.shape[1]):
             return untouched(a, b, datapath, start, trace)
         lowered = prepare(a, b, datapath, start)
+        block = unproven_block(a, b, lowered, start)
+        # Before the product: torch's threads go on spinning for a while after it, on the cores that this needs.
+        codes = stepwise_codes(a, b, lowered, start) if block.is_most else None
         product = None if lowered.dropped_bits else self._product(a, b, unlimited_dtype(lowered))
         unlimited = unlimited_result(a, b, lowered, start, product)
-        codes = emulated_codes(a, b, lowered, start, unlimited)
+        if codes is None:
+            codes = completed_codes(a, b, lowered, start, unlimited, block)
         result = finish(codes, unlimited, lowered, code_dtype(datapath))
         return with_trace(result, a, b, lowered, start) if trace else result
 
@@ -54,26 +60,43 @@ class Emulator(Backend):
         return exact_product(a, b, dtype)
 
 
-def emulated_codes(a: Array, b: Array, lowered: Lowered, start: Array | None, unlimited: Array) -> Array:
-    """Return the accumulators, given U."""
-    if lowered.never_overflows:
-        return unlimited
-    if lowered.order_free_wrap:
-        return wrap_codes(unlimited, lowered)
+class Block(NamedTuple):
+    """Rows of a and columns of b (masks) that meet in some output no proof covers."""
+
+    rows: Array
+    columns: Array
+
+    @property
+    def is_most(self) -> bool:
+        """Whether computing every output beats gathering these."""
+        return bool(self.rows.mean() * self.columns.mean() > WORTH_A_BLOCK)
+
+
+def unproven_block(a: Array, b: Array, lowered: Lowered, start: Array | None) -> Block:
+    """Return the outputs that need every addition performed."""
+    shape = (a.shape[0], b.shape[1])
+    if lowered.never_overflows or lowered.order_free_wrap:
+        return Block(np.zeros(shape[0], np.bool_), np.zeros(shape[1], np.bool_))
     limit = subset_limit(lowered)
     if limit <= 0:
-        return stepwise_codes(a, b, lowered, start)
-    rows, columns = open_rows_and_columns(a, b, start, limit)
-    if rows.mean() * columns.mean() > WORTH_A_BLOCK:
-        return stepwise_codes(a, b, lowered, start)
-    codes = unlimited.copy()
-    if rows.any():
-        block = np.ix_(rows, columns)
-        left, right = np.ascontiguousarray(a[rows]), np.ascontiguousarray(b[:, columns])
-        stepped = stepwise_codes(left, right, lowered, None if start is None else start[block])
-        # An inner register that wraps can carry a code to where no U is, and out of U's type.
-        codes = codes.astype(np.promote_types(codes.dtype, stepped.dtype), copy=False)
-        codes[block] = stepped
+        return Block(np.ones(shape[0], np.bool_), np.ones(shape[1], np.bool_))
+    return open_rows_and_columns(a, b, start, limit)
+
+
+def completed_codes(
+    a: Array, b: Array, lowered: Lowered, start: Array | None, unlimited: Array, block: Block
+) -> Array:
+    """Return the accumulators: U, or U modulo 2**bits, and the block computed stepwise."""
+    if lowered.order_free_wrap:
+        return wrap_codes(unlimited, lowered)
+    if not block.rows.any():
+        return unlimited
+    place = np.ix_(block.rows, block.columns)
+    left, right = np.ascontiguousarray(a[block.rows]), np.ascontiguousarray(b[:, block.columns])
+    stepped = stepwise_codes(left, right, lowered, None if start is None else start[place])
+    # An inner register that wraps can carry a code to where no U is, and out of U's type.
+    codes = unlimited.astype(np.promote_types(unlimited.dtype, stepped.dtype))
+    codes[place] = stepped
     return codes
 
 
@@ -91,7 +114,7 @@ def subset_limit(lowered: Lowered) -> int:
     return int(rails.min())
 
 
-def open_rows_and_columns(a: Array, b: Array, start: Array | None, limit: int) -> tuple[Array, Array]:
+def open_rows_and_columns(a: Array, b: Array, start: Array | None, limit: int) -> Block:
     """Tell which rows of a and columns of b meet in an output that |a_i| |b_j| <= limit - |c| does not prove."""
     rows, columns = np.zeros(a.shape[0], np.int64), np.zeros(b.shape[1], np.int64)
     kernels.squared_norms(a, False, rows)
@@ -102,4 +125,4 @@ def open_rows_and_columns(a: Array, b: Array, start: Array | None, limit: int) -
     starts = np.empty((0, 0), np.int64) if start is None else start
     open_rows, open_columns = np.zeros(rows.size, np.bool_), np.zeros(columns.size, np.bool_)
     kernels.open_outputs(rows * slack, columns * slack, starts, limit, open_rows, open_columns)
-    return open_rows, open_columns
+    return Block(open_rows, open_columns)

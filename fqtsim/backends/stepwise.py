@@ -59,7 +59,7 @@ def _clamp_plan(lowered: Lowered, group: int) -> TilePlan | None:
 
 def start_values(c: Array | None, m: int, n: int) -> Array | None:
     """Return c as (M, N) int64, None where there is none."""
-    return None if c is None else np.broadcast_to(c, (m, n)).astype(np.int64)
+    return None if c is None else np.broadcast_to(c, (m, n)).astype(np.int64, copy=False)
 
 
 def prepare(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Lowered:

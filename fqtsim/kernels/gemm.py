@@ -126,6 +126,8 @@ def open_outputs(rows: Any, columns: Any, start: Any, limit: int, open_rows: Any
     """
     for i in range(rows.size):
         for j in range(columns.size):
+            if open_rows[i] and open_columns[j]:
+                continue
             # In int64 first: near a rail of more than 53 bits a float64 difference could come out too large.
             room = np.float64(limit - abs(start[i, j]) if start.size else limit)
             if room < 0 or rows[i] * columns[j] > room * room:
