@@ -1,6 +1,6 @@
 """The default backend: proven shortcuts where the result cannot depend on the order of additions, stepwise elsewhere.
 
-Three proofs, cheapest first (design: "Do not emulate what cannot differ"):
+Three proofs, cheapest first (do not emulate what cannot differ):
 1. No operands in the range of these can push any register out of its format: the code is U.
 2. A wrapping accumulator that nothing narrower feeds: the code is U modulo 2**bits.
 3. Cauchy-Schwarz, per output: |sum over any subset, in any order| <= |a_i| |b_j|. Where that fits every register the
