@@ -22,7 +22,5 @@ def stream_id(layer_index: int, port: int) -> int:
     if not 0 <= port < 256:
         raise InputError(f"port = {port}: must be 0..255; use a port of fqtsim.streams")
     if not 0 <= layer_index < 1 << 24:
-        raise InputError(
-            f"layer index = {layer_index}: must be 0..{(1 << 24) - 1}; use a network of fewer modules"
-        )
+        raise InputError(f"layer index = {layer_index}: must be 0..{(1 << 24) - 1}; use a network of fewer modules")
     return 256 * layer_index + port

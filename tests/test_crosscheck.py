@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,7 @@ def test_equal_backends_pass_and_say_how_much_was_compared() -> None:
     assert report.coverage.outputs == 2 * (fprop + dgrad + wgrad)
     assert report.coverage.events.altered > 0
     assert report.coverage.at_rail > 0
+    assert report.coverage.ties > 0
     text = str(report)
     assert "equal      every code, event and state digest" in text
     assert report.digest in text
@@ -262,6 +264,21 @@ def test_wrong_events_are_a_difference() -> None:
     assert found is not None
     assert (found.kind, found.layer, found.gemm) == ("report", "1", "fprop")
     assert "codes agree, events differ" in str(found)
+
+
+class MiscountsTies(Unproven):
+    """Right codes, one tie too many."""
+
+    def quantize(self, *args: Any) -> Any:
+        codes, clamps, ties = super().quantize(*args)
+        return codes, clamps, ties + 1
+
+
+def test_wrong_ties_are_a_difference() -> None:
+    report = crosscheck(CONFIG, ["stepwise", WithPrimitives(MiscountsTies())])
+    assert report.difference is not None
+    assert report.difference.kind == "report"
+    assert "ties" in report.difference.what
 
 
 def test_a_wrong_float_operation_before_a_gemm_is_a_wrong_operand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -32,9 +33,12 @@ def tensors() -> st.SearchStrategy[Float32]:
     return st.tuples(st.integers(1, 5), st.integers(1, 9)).flatmap(lambda s: arrays(np.float32, s, elements=VALUES))
 
 
-def by_definition(x: Float32, rows: Float32, q: Any, seed: int, stream: int, step: int) -> tuple[Any, Any, Any, int]:
-    """Return codes, steps, zero points and clamps of rows, one Python number at a time."""
-    codes, steps, zeros, clamps = np.empty(rows.shape, np.int64), [], [], 0
+def by_definition(
+    x: Float32, rows: Float32, q: Any, seed: int, stream: int, step: int
+) -> tuple[Any, Any, Any, int, int]:
+    """Return codes, steps, zero points, clamps and ties of rows, one Python number at a time."""
+    codes, steps, zeros, clamps, ties = np.empty(rows.shape, np.int64), [], [], 0, 0
+    nearest = q.rounding.value.startswith("ties_to")
     for i, row in enumerate(rows.tolist()):
         grid = ref.GRIDS[q.zero](min(row) + 0.0, max(row) + 0.0, q.bits, q.format.signed)
         steps.append(grid.step)
@@ -44,7 +48,9 @@ def by_definition(x: Float32, rows: Float32, q: Any, seed: int, stream: int, ste
             r = random_bits(seed, stream, step, i * rows.shape[1] + j, n) if n else 0
             codes[i, j], clamped = ref.code(value, grid, q.rounding, r, n)
             clamps += clamped
-    return codes.reshape(x.shape), steps, zeros, clamps
+            steps_away = ref.quotient(value, grid)
+            ties += nearest and math.isfinite(steps_away) and Fraction(steps_away).denominator == 2
+    return codes.reshape(x.shape), steps, zeros, clamps, ties
 
 
 @pytest.mark.parametrize("name", ["ptq", "psq"])
@@ -73,12 +79,12 @@ def test_codes_equal_the_definition(
     port = IntFormat(min(16, bits + wider), signed)
     q = quantizer(name, bits, rounding, n if rounding is Rounding.STOCHASTIC else None, zero, port)
     t = q.quantize(x, *key)
-    codes, steps, zeros, clamps = by_definition(x, x.reshape(1, -1) if name == "ptq" else x, q, *key)
+    codes, steps, zeros, clamps, ties = by_definition(x, x.reshape(1, -1) if name == "ptq" else x, q, *key)
     assert t.codes.dtype == np.dtype(port.storage)
     assert t.codes.tolist() == codes.tolist()
     assert t.step.reshape(-1).tolist() == steps
     assert t.zero_point.reshape(-1).tolist() == zeros
-    assert t.clamps == clamps
+    assert (t.clamps, t.ties) == (clamps, ties)
     assert t.step.shape == t.zero_point.shape == (() if name == "ptq" else (len(x),))
 
 
@@ -119,16 +125,17 @@ def test_all_roundings_on_halves_and_beside_them(rounding: Rounding) -> None:
     halves = np.arange(-9, 10, dtype=np.float32) / 2
     y = np.concatenate([halves, np.nextafter(halves, np.float32(-9)), np.nextafter(halves, np.float32(9))])
     grid = Grid(np.float32([1]), np.int32([0]), None, -100, 100, np.zeros(1, np.bool_))
-    codes, clamps = kernel.quantize(y[None], grid, rounding, Draw(0, 0, 0, 0), "int8")
+    codes, clamps, ties = kernel.quantize(y[None], grid, rounding, Draw(0, 0, 0, 0), "int8")
     assert codes[0].tolist() == [round_value(value, rounding) for value in y.tolist()]
     assert clamps == 0
+    assert ties == (10 if rounding.value.startswith("ties_to") else 0)
 
 
 def test_values_outside_the_grid_are_clamped_and_counted() -> None:
     grid = Grid(np.float32([2.0**-149]), np.int32([3]), None, 0, 15, np.zeros(1, np.bool_))
     x = np.float32([[-3e38, -(2.0**-147), 0.0, 12 * 2.0**-149, 13 * 2.0**-149, 3e38]])
     for rounding, bits in ((Rounding.TIES_TO_EVEN, 0), (Rounding.TO_ODD, 0), (Rounding.STOCHASTIC, 32)):
-        codes, clamps = kernel.quantize(x, grid, rounding, Draw(0, 0, 0, bits), "uint8")
+        codes, clamps, _ = kernel.quantize(x, grid, rounding, Draw(0, 0, 0, bits), "uint8")
         assert codes.tolist() == [[0, 0, 3, 15, 15, 15]]
         assert clamps == 4
 

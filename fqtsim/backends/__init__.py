@@ -28,16 +28,12 @@ def _named(name: str) -> Backend:
     kind, _, device = name.partition("@")
     device = device or "cpu"
     if kind not in BACKENDS:
-        raise InputError(
-            f"backend = {name!r}: must be one of {', '.join(BACKENDS)}, optionally @cpu or @cuda"
-        )
+        raise InputError(f"backend = {name!r}: must be one of {', '.join(BACKENDS)}, optionally @cpu or @cuda")
     if device not in ("cpu", "cuda"):
         raise InputError(f"backend = {name!r}: device must be cpu or cuda; use {kind}@cpu")
     if kind == "native":
         return Native(device)
     if device == "cuda":
-        raise BackendRefused(
-            f"backend = {name!r}: {kind} runs on the CPU only; use {kind}@cpu or native@cuda"
-        )
+        raise BackendRefused(f"backend = {name!r}: {kind} runs on the CPU only; use {kind}@cpu or native@cuda")
     simple: dict[str, type[Backend]] = {"reference": Reference, "stepwise": Stepwise, "emulator": Emulator}
     return simple[kind]()

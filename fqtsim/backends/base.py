@@ -86,9 +86,7 @@ class Backend(ABC):
         return None
 
     @abstractmethod
-    def gemm(
-        self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False
-    ) -> GemmResult:
+    def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
         """Multiply (M, K) by (K, N) codes on the datapath, starting at c. Raises BackendRefused, InputError."""
 
     def describe(self) -> Mapping[str, str]:

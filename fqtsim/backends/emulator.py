@@ -36,9 +36,7 @@ class Emulator(Backend):
         exact = "numba" if int8.silicon_fault("cpu") else f"{int8.SILICON}@cpu"
         return f"numba, and {exact} where order cannot matter"
 
-    def gemm(
-        self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False
-    ) -> GemmResult:
+    def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
         start = start_values(c, a.shape[0], b.shape[1])
         if not (a.shape[0] and a.shape[1] and b.shape[1]):
             return untouched(a, b, datapath, start, trace)
@@ -83,9 +81,7 @@ def unproven_block(a: Array, b: Array, lowered: Lowered, start: Array | None) ->
     return open_rows_and_columns(a, b, start, limit)
 
 
-def completed_codes(
-    a: Array, b: Array, lowered: Lowered, start: Array | None, unlimited: Array, block: Block
-) -> Array:
+def completed_codes(a: Array, b: Array, lowered: Lowered, start: Array | None, unlimited: Array, block: Block) -> Array:
     """Return the accumulators: U, or U modulo 2**bits, and the block computed stepwise."""
     if lowered.order_free_wrap:
         return wrap_codes(unlimited, lowered)

@@ -122,9 +122,7 @@ def run_chain(a: Array, b: Array, start: Array | None, table: Array, word_bits: 
     return out
 
 
-def unlimited_result(
-    a: Array, b: Array, lowered: Lowered, start: Array | None, product: Array | None = None
-) -> Array:
+def unlimited_result(a: Array, b: Array, lowered: Lowered, start: Array | None, product: Array | None = None) -> Array:
     """Return U: the same chain with every register unlimited, from start values c; int32 where it fits."""
     if lowered.dropped_bits:
         return run_chain(a, b, start, without_overflow(lowered.table), 64)

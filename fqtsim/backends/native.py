@@ -56,9 +56,7 @@ class Native(Backend):
     def _instruction(self, datapath: Datapath) -> Instruction | None:
         return matching_instruction(datapath) if self.device == "cpu" else None
 
-    def gemm(
-        self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False
-    ) -> GemmResult:
+    def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
         reason = self.refusal(datapath, a.shape[1])
         narrow = a.dtype in (np.int8, np.uint8) and b.dtype in (np.int8, np.uint8)
         if reason is None and not narrow:

@@ -48,8 +48,8 @@ class Provable(Protocol):
     def extremes(self, x: Any) -> tuple[Any, Any]:
         """Return minimum and maximum of each row."""
 
-    def quantize(self, x: Any, grid: Grid, rounding: Rounding, draw: Draw, storage: str) -> tuple[Any, int]:
-        """Return the codes of the rows of x, and the number of clamps."""
+    def quantize(self, x: Any, grid: Grid, rounding: Rounding, draw: Draw, storage: str) -> tuple[Any, int, int]:
+        """Return the codes of the rows of x, the number of clamps and the number of ties."""
 
     def random_words(self, seed: int, stream: int, step: int, count: int) -> Any:
         """Return the words of one stream and step."""
@@ -88,5 +88,5 @@ def prove(primitives: Provable) -> None:
     _expect(primitives, "reflect", primitives.reflect(rows, GROUPS), vectors["reflect"], [])
     for i, (zero, rounding, bits) in enumerate(QUANTIZED):
         grid = GRIDS[zero](*primitives.extremes(rows), 5, True)
-        codes, _ = primitives.quantize(rows, grid, rounding, Draw(1, 2, 3, bits), "int8")
+        codes, _, _ = primitives.quantize(rows, grid, rounding, Draw(1, 2, 3, bits), "int8")
         _expect(primitives, "quantize", codes, vectors[f"codes{i}"], [])

@@ -153,8 +153,8 @@ class Primitives:
 
     def quantize(
         self, x: Float32, grid: Grid, rounding: Rounding, draw: Draw, storage: str
-    ) -> tuple[npt.NDArray[np.integer[Any]], int]:
-        """Return the codes of x (N, D) in the numpy type `storage`, one grid per row, and how many were clamped (S5.7).
+    ) -> tuple[npt.NDArray[np.integer[Any]], int, int]:
+        """Return the codes of x (N, D) in the numpy type `storage`, one grid per row; clamps; ties met (S5.7).
 
         Fused: divide, draw, round, add the zero point, clamp. Raises InputError as random_words does.
         """

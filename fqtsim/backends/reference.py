@@ -19,9 +19,7 @@ class Reference(Backend):
     def executor(self) -> str:
         return "python integers"
 
-    def gemm(
-        self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False
-    ) -> GemmResult:
+    def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
         start = start_values(c, a.shape[0], b.shape[1])
         lowered = prepare(a, b, datapath, start)  # refuses what needs more than 63 bits
         dtype = code_dtype(datapath)

@@ -150,9 +150,7 @@ def _widest(name: str) -> int:
     return vector_bits(name)[0]
 
 
-def _gemm(
-    name: str, a: ArrayLike, b: ArrayLike, c: ArrayLike | None, bits: int | None = None
-) -> NDArray[np.int32]:
+def _gemm(name: str, a: ArrayLike, b: ArrayLike, c: ArrayLike | None, bits: int | None = None) -> NDArray[np.int32]:
     kernel, columns = _kernel(name, bits or _widest(name))
     left, right = _operand("a", a, np.uint8), _operand("b", b, np.int8)
     (m, k), n = left.shape, right.shape[1]
@@ -186,9 +184,7 @@ def _operand(name: str, codes: ArrayLike, dtype: type[np.generic]) -> NDArray[An
 
 def _start(c: ArrayLike, shape: tuple[int, int]) -> NDArray[Any]:
     start = np.asarray(c)
-    if start.dtype.kind not in "iu" or (
-        start.size and not -(2**31) <= int(start.min()) <= int(start.max()) < 2**31
-    ):
+    if start.dtype.kind not in "iu" or (start.size and not -(2**31) <= int(start.min()) <= int(start.max()) < 2**31):
         raise InputError(f"c = {start.dtype} array: start values must be integers that fit int32")
     try:
         return np.broadcast_to(start, shape)
@@ -300,9 +296,7 @@ def _emit_tile(builder: Any, arrays: Any, row: Any, panel: Any, vector: Any, emi
             for j in range(VECTORS)
         ]
         for i in range(ROWS):
-            offset = builder.add(
-                builder.mul(builder.add(row, _I64(i)), stride_a), builder.mul(loop.index, _I64(4))
-            )
+            offset = builder.add(builder.mul(builder.add(row, _I64(i)), stride_a), builder.mul(loop.index, _I64(4)))
             word = builder.load(pointer(left.data, offset, _I32), align=1)
             spread = _splat(builder, word, vector)
             for j in range(VECTORS):

@@ -122,9 +122,7 @@ class Stepwise(Backend):
     def executor(self) -> str:
         return "numba"
 
-    def gemm(
-        self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False
-    ) -> GemmResult:
+    def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
         start = start_values(c, a.shape[0], b.shape[1])
         if not (a.shape[0] and a.shape[1] and b.shape[1]):
             return untouched(a, b, datapath, start, trace)
@@ -141,9 +139,7 @@ def with_trace(result: GemmResult, a: Array, b: Array, lowered: Lowered, start: 
     """Return the result with every level's statistics and registers. Raises InputError beyond 2**27 products."""
     m, n, k = a.shape[0], b.shape[1], a.shape[1]
     if m * n * k > MAX_TRACE_ITEMS:
-        raise InputError(
-            f"trace = True: holds all {m * n * k} products; at most {MAX_TRACE_ITEMS}; trace a part"
-        )
+        raise InputError(f"trace = True: holds all {m * n * k} products; at most {MAX_TRACE_ITEMS}; trace a part")
     items = np.empty((m, n, k), np.int64)
     tracing.trace_products(np.ascontiguousarray(a), np.ascontiguousarray(b), items)
     levels = []
@@ -161,6 +157,4 @@ def with_trace(result: GemmResult, a: Array, b: Array, lowered: Lowered, start: 
         minimum, maximum, additions, overflows = (int(value) for value in statistics)
         levels.append(LevelTrace(minimum, maximum, additions, overflows, registers))
         items = registers
-    return GemmResult(
-        result.codes, result.events, result.minimum, result.maximum, result.at_rail, trace=tuple(levels)
-    )
+    return GemmResult(result.codes, result.events, result.minimum, result.maximum, result.at_rail, trace=tuple(levels))

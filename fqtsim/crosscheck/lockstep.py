@@ -165,10 +165,11 @@ def _compare_step(sides: Sequence[_Side], resolved: Resolved, coverage: Coverage
             if comparison.difference is None:
                 raise
             # What follows from a wrong bit may stop the step; the bit is what was looked for.
-        difference = comparison.finish() or _compare_state(first, other, step)
+        difference = comparison.finish() or _compare_ties(first, other, step) or _compare_state(first, other, step)
         if difference is not None:
             return difference
     coverage.steps += 1
+    coverage.ties = first.trainer.net.ties
     return None
 
 
@@ -179,6 +180,13 @@ def _step(side: _Side, images: Array, labels: Array, observe: Callable[..., None
         side.trainer.step(torch.from_numpy(images.copy()), torch.from_numpy(labels.copy()))
     finally:
         side.trainer.net.observers.remove(observe)
+
+
+def _compare_ties(first: _Side, other: _Side, step: int) -> Difference | None:
+    if first.trainer.net.ties == other.trainer.net.ties:
+        return None
+    values = {label(side.backend): str(side.trainer.net.ties) for side in (first, other)}
+    return Difference(step, "report", "every GEMM agrees, the ties that quantizers counted do not", values)
 
 
 def _compare_state(first: _Side, other: _Side, step: int) -> Difference | None:

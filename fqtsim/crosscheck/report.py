@@ -21,6 +21,8 @@ class Coverage:
     events: Events = field(default_factory=Events)
     #: Outputs equal to a rail of the accumulator.
     at_rail: int = 0
+    #: Values exactly between two codes, where a quantizer's rounding to nearest was decided by its word.
+    ties: int = 0
     #: Steps whose whole state was compared by digest.
     steps: int = 0
 
@@ -37,7 +39,7 @@ class Coverage:
         lines = [
             f"compared   {self.steps} steps, {total} GEMMs ({kinds or 'none'}), {self.outputs} outputs",
             f"exercised  {events.altered} outputs altered by the hardware ({events.out_of_range} out of "
-            f"range, {events.transient} transient), {self.at_rail} at a rail",
+            f"range, {events.transient} transient), {self.at_rail} at a rail; {self.ties} ties rounded by quantizers",
         ]
         return "\n".join(lines)
 

@@ -204,9 +204,7 @@ def _order_free_wrap(table: np.ndarray[Any, Any]) -> bool:
     """A wrapping accumulator fed only by exact or at least as wide wrapping levels, with nothing dropped."""
     modes, bits = table[:, MODE], table[:, BITS]
     narrower = (modes == WRAP) & (bits < bits[-1])
-    return bool(
-        modes[-1] == WRAP and not (modes == CLAMP).any() and not narrower.any() and not table[:, DROP].any()
-    )
+    return bool(modes[-1] == WRAP and not (modes == CLAMP).any() and not narrower.any() and not table[:, DROP].any())
 
 
 def without_overflow(table: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

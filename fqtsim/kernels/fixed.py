@@ -27,9 +27,7 @@ def magnitude(codes: Codes) -> int:
     return max(abs(int(codes.min())), abs(int(codes.max()))) if codes.size else 0
 
 
-def round_shift(
-    codes: Codes, shift: Codes, rounding: Rounding, rand_bits: Codes | None, n_bits: int
-) -> Codes:
+def round_shift(codes: Codes, shift: Codes, rounding: Rounding, rand_bits: Codes | None, n_bits: int) -> Codes:
     """Return codes / 2**shift rounded; shift is an array of codes' shape, a negative one shifts left, exactly."""
     left = int(np.max(-shift, initial=0)) + n_bits
     right = int(np.max(shift, initial=0))

@@ -138,6 +138,16 @@ def _store(q: Any, zero_point: Any, low: Any, high: Any, codes: Any) -> Any:
 
 
 @njit(nogil=True)
+def _count_ties(y: Any) -> Any:
+    """Return how many lie exactly halfway between two integers: 2 y, which is exact, is one and y is not."""
+    ties = np.int32(0)
+    for i in range(y.size):
+        twice = y[i] + y[i]
+        ties += np.int32((twice == np.rint(twice)) & (y[i] != np.rint(y[i])))
+    return ties
+
+
+@njit(nogil=True)
 def _round(y: Any, how: Any, words: Any, bits: Any, q: Any) -> None:
     kind, nearest, condition = how
     if kind == _RINT:
@@ -150,7 +160,7 @@ def _round(y: Any, how: Any, words: Any, bits: Any, q: Any) -> None:
 
 @njit(nogil=True)
 def _quantize(x: Any, grid: Any, how: Any, draw: Any, first: Any, last: Any, codes: Any) -> Any:
-    """Fill codes first..last of the flat rows x; return the number of clamps. first is a multiple of 4.
+    """Fill codes first..last of the flat rows x; return how many were clamped, how many ties. first % 4 == 0.
 
     grid: step, zero point, offset (or empty) of each row, row length, lowest and highest code.
     how: kind of rounding and its two terms. draw: two halves of the seed, stream, step, bits.
@@ -158,7 +168,7 @@ def _quantize(x: Any, grid: Any, how: Any, draw: Any, first: Any, last: Any, cod
     steps, zero_points, offsets, length, low, high = grid
     key0, key1, stream, index, bits = draw
     words, y, q = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
-    clamps = np.int64(0)
+    clamps, ties = np.int64(0), np.int64(0)
     for start in range(first, last, BLOCK):
         stop = min(last, start + BLOCK)
         i = start
@@ -173,19 +183,25 @@ def _quantize(x: Any, grid: Any, how: Any, draw: Any, first: Any, last: Any, cod
         if bits:
             fill_blocks(words, start // 4, (stop + 3) // 4, stream, index, key0, key1)
         _round(y[: stop - start], how, words, bits, q)
+        if how[1]:
+            ties += _count_ties(y[: stop - start])
         i = start
         while i < stop:
             row = i // length
             end = min(stop, (row + 1) * length)
             clamps += _store(q[i - start : end - start], zero_points[row], low, high, codes[i:end])
             i = end
-    return clamps
+    return clamps, ties
 
 
 def quantize(
     x: npt.NDArray[np.float32], grid: Grid, rounding: Rounding, draw: Draw, storage: str
-) -> tuple[npt.NDArray[np.integer[Any]], int]:
-    """Return the codes of x (N, D), one grid per row, and how many were clamped. Source: S5.6, S5.7."""
+) -> tuple[npt.NDArray[np.integer[Any]], int, int]:
+    """Return the codes of x (N, D), one grid per row; how many were clamped; how many met a tie.
+
+    A tie is a quotient exactly halfway between two integers under a rounding to nearest: there the word decides.
+    Source: S5.6, S5.7.
+    """
     codes = np.empty(x.size, storage)
     flat = x.reshape(-1)
     offset = np.empty(0, np.float32) if grid.offset is None else grid.offset
@@ -194,5 +210,6 @@ def quantize(
     how = (kind, *_UP.get(rounding, (0, _NEVER)))
     words = (draw.seed & 0xFFFFFFFF, draw.seed >> 32, draw.stream, draw.step, draw.bits)
     ranges = [(4 * i, min(4 * j, x.size)) for i, j in parts(-(-x.size // 4), 4)]
-    clamps = run(lambda i, j: _quantize(flat, rows, how, words, i, j, codes), ranges)
-    return codes.reshape(x.shape), sum(clamps)
+    counts = run(lambda i, j: _quantize(flat, rows, how, words, i, j, codes), ranges)
+    clamps, ties = (sum(int(count[i]) for count in counts) for i in (0, 1))
+    return codes.reshape(x.shape), clamps, ties

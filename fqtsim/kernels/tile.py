@@ -143,9 +143,7 @@ class _Emitter:
         return (builder.ashr if self.mode == "sign_wrap" else builder.lshr)(shifted, self.low)
 
     def splat(self, value: Any) -> Any:
-        one = self.builder.insert_element(
-            ir.Constant(self.vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
-        )
+        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
         undefined = ir.Constant(self.vector, ir.Undefined)
         mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         return self.builder.shuffle_vector(one, undefined, mask)

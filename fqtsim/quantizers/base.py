@@ -72,7 +72,7 @@ class Quantizer(ABC):
         rows, mixing = self._mix(self._rows(np.asarray(array, order="C")), primitives)
         grid = self._grid(*primitives.extremes(rows))
         draw = Draw(seed, stream, step, self.random_bits)
-        codes, clamps = primitives.quantize(rows, grid, self.rounding, draw, self.format.storage)
+        codes, clamps, ties = primitives.quantize(rows, grid, self.rounding, draw, self.format.storage)
         shape = (len(rows),) if self._per_row else ()
         tensor = QTensor(
             codes=codes.reshape(array.shape),
@@ -80,6 +80,7 @@ class Quantizer(ABC):
             zero_point=grid.zero_point.reshape(shape),
             offset=None if grid.offset is None else grid.offset.reshape(shape),
             clamps=clamps,
+            ties=ties,
             format=self.format,
             bits=self.bits,
             groups=None if mixing is None else mixing.groups,

@@ -44,6 +44,8 @@ class QTensor:
     offset: Any
     #: How many values fell outside the codes and were brought to the nearest.
     clamps: int
+    #: How many quotients lay exactly halfway between two integers, where a rounding to nearest is decided by its word.
+    ties: int
     #: The operand port that the codes are for; may be wider than `bits`.
     format: IntFormat
     #: Width of the quantizer; 2**bits codes are in use.

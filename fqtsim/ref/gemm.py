@@ -106,9 +106,7 @@ def run_level(
     return registers, steps
 
 
-def run_chain(
-    products: Sequence[int], levels: Sequence[LevelLike], c: int, *, limited: bool
-) -> tuple[int, list[Step]]:
+def run_chain(products: Sequence[int], levels: Sequence[LevelLike], c: int, *, limited: bool) -> tuple[int, list[Step]]:
     """Feed the exact products through every level. Return the accumulator's code and all additions."""
     items: Sequence[int] = products
     if not items:

@@ -77,9 +77,11 @@ class GemmLayer(Layer):
         number, _, _, tensor = _PORTS[port]
         stream, run = streams.stream_id(self.index, number), self.run
         try:
-            return Quantized(chosen.quantize(values, run.seed, stream, run.step_index, run.primitives), False)
+            codes = chosen.quantize(values, run.seed, stream, run.step_index, run.primitives)
         except TrainingStopped as error:
             raise self.stopped(tensor, error) from None
+        run.ties += codes.ties
+        return Quantized(codes, False)
 
     def _gemm(self, name: str) -> Gemm:
         return Gemm(self.name, name, self.hardware.datapath_for(name), self.run)

@@ -121,9 +121,15 @@ class FQTModule(torch.nn.Module):
         """Return what each GEMM of each layer did since the last reset, in order of first use."""
         return [record.row(layer, gemm) for (layer, gemm), record in self._run.records.items()]
 
+    @property
+    def ties(self) -> int:
+        """Values that lay exactly between two codes of a quantizer that rounds to nearest, since the last reset."""
+        return self._run.ties
+
     def reset_report(self) -> None:
-        """Start the report again."""
+        """Start the report again, and the count of ties."""
         self._run.records.clear()
+        self._run.ties = 0
 
     def norm_parameters(self) -> set[str]:
         """Return the names of batch norm's gamma and beta, which a recipe may exempt from weight decay."""

@@ -72,6 +72,8 @@ class Run:
     trace: bool = False
     observers: list[Observer] = field(default_factory=list)
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
+    #: Ties that quantizers with a rounding to nearest met since the last reset.
+    ties: int = 0
     #: The step index of the latest backward.
     differentiated: int | None = None
 

@@ -198,22 +198,14 @@ def out_and_back(random: RandomState, shape: Shape, ends_a: Range, ends_b: Range
     period = int(random.choice((1, 2, 3, 4, 8, max(1, k // 2), max(1, k // 3))))
     back = (np.arange(k) // period % 2 == 1)[:, None]
     a = uniform(random, (m, k), (ends_a[1] // 2, ends_a[1]))
-    b = np.where(
-        back, uniform(random, (k, n), (ends_b[0], ends_b[0] // 2)), uniform(random, (k, n), (0, ends_b[1]))
-    )
-    return (
-        (a, b)
-        if random.rand() < 0.7
-        else (a, np.where(back, ends_b[0], ends_b[1]) + np.zeros((k, n), np.int64))
-    )
+    b = np.where(back, uniform(random, (k, n), (ends_b[0], ends_b[0] // 2)), uniform(random, (k, n), (0, ends_b[1])))
+    return (a, b) if random.rand() < 0.7 else (a, np.where(back, ends_b[0], ends_b[1]) + np.zeros((k, n), np.int64))
 
 
 def single_steps(random: RandomState, shape: Shape, ends_a: Range, ends_b: Range) -> tuple[Array, Array]:
     """Products of -1, 0, 1, for start values at a rail: every rail is met exactly."""
     m, k, n = shape
-    draw = [
-        np.clip(random.randint(-1, 2, size), *ends) for size, ends in (((m, k), ends_a), ((k, n), ends_b))
-    ]
+    draw = [np.clip(random.randint(-1, 2, size), *ends) for size, ends in (((m, k), ends_a), ((k, n), ends_b))]
     return draw[0].astype(np.int64), draw[1].astype(np.int64)
 
 

@@ -106,9 +106,7 @@ def products(a: Matrix, b: Matrix, rows: int, columns: int, terms: int) -> list[
     every = multiply(left, right)  # one multiplier per (k, i, j), all at once
     cables = [wires(plane, lanes * terms)[::-1] for plane in every]
     end = lanes * terms
-    return [
-        [int(cable[end - lanes * (k + 1) : end - lanes * k], 2) for cable in cables] for k in range(terms)
-    ]
+    return [[int(cable[end - lanes * (k + 1) : end - lanes * k], 2) for cable in cables] for k in range(terms)]
 
 
 # ---- levels ----------------------------------------------------------------------------------------------

@@ -27,9 +27,7 @@ def test_adders_and_multipliers_on_all_small_pairs_in_one_pass() -> None:
 
 def test_wide_numbers() -> None:
     random = np.random.RandomState(1)
-    parts = zip(
-        random.randint(-99, 99, 300), random.randint(0, 55, 300), random.randint(-3, 4, 300), strict=True
-    )
+    parts = zip(random.randint(-99, 99, 300), random.randint(0, 55, 300), random.randint(-3, 4, 300), strict=True)
     wide = [int(v) * 2 ** int(s) + int(d) for v, s, d in parts]
     wide += [2**62 - 1, -(2**62), 2**31, -(2**31), 0, -1]
     other = wide[::-1]
