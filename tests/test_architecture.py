@@ -38,6 +38,7 @@ FORBIDDEN = {
     "fqtsim.strict_yaml": ("fqtsim.hw", "fqtsim.ref", "pydantic"),
     "fqtsim.kernels": ("fqtsim.ref", "torch"),
     "fqtsim.backends": ("fqtsim.api",),
+    "fqtsim.cost": ("fqtsim.evaluate", "fqtsim.train", "torch", "numba"),
 }
 ALLOWED = {"fqtsim.kernels": ("fqtsim.kernels", "fqtsim.words", "fqtsim.hw.lower")}
 

@@ -111,7 +111,9 @@ def test_normal_numbers_stay_finite_at_the_corners_of_the_words() -> None:
 
 
 def test_unknown_model_names_the_choices() -> None:
-    with pytest.raises(InputError, match="model = vgg: must be one of mlp, cnn, resnet8, resnet20, resnet56; for"):
+    with pytest.raises(
+        InputError, match="model = vgg: must be one of mlp, cnn, resnet8, resnet20, resnet56, resnet18, m"
+    ):
         build_model("vgg", DIGITS, seed=0)
 
 

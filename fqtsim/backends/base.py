@@ -89,6 +89,13 @@ class Backend(ABC):
     def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
         """Multiply (M, K) by (K, N) codes on the datapath, starting at c. Raises BackendRefused, InputError."""
 
+    def gemm_groups(self, a: Array, b: Array, datapath: Datapath, trace: bool = False) -> list[GemmResult]:
+        """Multiply a[g] (M, K) by b[g] (K, N) for every g of (G, M, K) and (G, K, N): what `gemm` gives for each.
+
+        A backend that overrides this gives the same results, bit for bit.
+        """
+        return [self.gemm(left, right, datapath, None, trace) for left, right in zip(a, b, strict=True)]
+
     def describe(self) -> Mapping[str, str]:
         """Return what a run's record should say about this backend."""
         return {"backend": self.name, "device": self.device, "executor": self.executor}

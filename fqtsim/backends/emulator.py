@@ -14,10 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fqtsim.backends import int8
+from fqtsim.backends import grouped, int8
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
 from fqtsim.backends.exact import exact_product, unlimited_dtype, unlimited_result, wrap_codes
-from fqtsim.backends.stepwise import finish, prepare, start_values, stepwise_codes, untouched, with_trace
+from fqtsim.backends.stepwise import (
+    finish,
+    finish_groups,
+    prepare,
+    start_values,
+    stepwise_codes,
+    untouched,
+    with_trace,
+)
 from fqtsim.hw.lower import EXACT, HIGH, LOW, MODE, Lowered
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import gemm as kernels
@@ -50,6 +58,24 @@ class Emulator(Backend):
             codes = completed_codes(a, b, lowered, start, unlimited, block)
         result = finish(codes, unlimited, lowered, code_dtype(datapath))
         return with_trace(result, a, b, lowered, start) if trace else result
+
+    def gemm_groups(self, a: Array, b: Array, datapath: Datapath, trace: bool = False) -> list[GemmResult]:
+        lowered = None if trace else grouped.lowered_groups(a, b, datapath)
+        if lowered is None:
+            return super().gemm_groups(a, b, datapath, trace)
+        a, b = grouped.carriers(a, b)
+        total, size = grouped.sums(a, b)
+        unlimited = grouped.unlimited(a, b, lowered, total)
+        codes = unlimited
+        if lowered.order_free_wrap:
+            codes = wrap_codes(unlimited, lowered)
+        elif not lowered.never_overflows:
+            # No sum of some of the products, in any order, passes the sum of all magnitudes.
+            limit = subset_limit(lowered)
+            codes = grouped.completed(
+                a, b, lowered, unlimited, np.flatnonzero(size > limit if limit > 0 else size >= 0)
+            )
+        return finish_groups(codes, unlimited, lowered, datapath, (len(a), a.shape[1], b.shape[2]))
 
     def _product(self, a: Array, b: Array, dtype: type) -> Array:
         narrow = a.dtype.itemsize == 1 and b.dtype.itemsize == 1

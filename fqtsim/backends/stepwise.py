@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fqtsim.backends import grouped
 from fqtsim.backends.base import Array, Backend, Events, GemmResult, LevelTrace, code_dtype
 from fqtsim.backends.exact import FLOAT_EXACT_LIMIT, TileJob, operand_range, run_chain, unlimited_result
 from fqtsim.errors import InputError
@@ -106,6 +107,16 @@ def finish(codes: Array, unlimited: Array, lowered: Lowered, dtype: type) -> Gem
     return GemmResult(codes.astype(dtype, copy=False), events, minimum, maximum, at_rail)
 
 
+def finish_groups(
+    codes: Array, unlimited: Array, lowered: Lowered, datapath: Datapath, shape: tuple[int, int, int]
+) -> list[GemmResult]:
+    """Return the result of each group of (G, M, N) = shape; codes may be unlimited itself."""
+    dtype, each = code_dtype(datapath), codes.reshape(shape)
+    if codes is unlimited:
+        return [finish(one, one, lowered, dtype) for one in each]
+    return [finish(one, u, lowered, dtype) for one, u in zip(each, unlimited.reshape(shape), strict=True)]
+
+
 def rails(lowered: Lowered) -> tuple[int, int]:
     """Return the accumulator's rails; those of int64, which nothing reaches, for an exact one."""
     if lowered.accumulator[MODE] == EXACT:
@@ -130,6 +141,15 @@ class Stepwise(Backend):
         codes = stepwise_codes(a, b, lowered, start)
         result = finish(codes, unlimited_result(a, b, lowered, start), lowered, code_dtype(datapath))
         return with_trace(result, a, b, lowered, start) if trace else result
+
+    def gemm_groups(self, a: Array, b: Array, datapath: Datapath, trace: bool = False) -> list[GemmResult]:
+        lowered = None if trace else grouped.lowered_groups(a, b, datapath)
+        if lowered is None:
+            return super().gemm_groups(a, b, datapath, trace)
+        a, b = grouped.carriers(a, b)
+        unlimited = grouped.unlimited(a, b, lowered, grouped.sums(a, b)[0])
+        codes = grouped.chain(a, b, np.arange(unlimited.size), lowered.table, lowered.word_bits)
+        return finish_groups(codes, unlimited, lowered, datapath, (len(a), a.shape[1], b.shape[2]))
 
 
 MAX_TRACE_ITEMS = 1 << 27

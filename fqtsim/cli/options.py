@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from fqtsim.train.config import TrainConfig
 
 _OPTIONS = (
-    click.option("--model", default="cnn", show_default=True, help="mlp, cnn, resnet8, resnet20 or resnet56."),
+    click.option(
+        "--model",
+        default="cnn",
+        show_default=True,
+        help="mlp, cnn, resnet8, resnet20, resnet56, resnet18 or mobilenet_v2; or your own: FILE.py:FUNCTION or "
+        "package.module:FUNCTION, called as FUNCTION(info), info.shape (channels, height, width), info.classes.",
+    ),
     click.option("--data", default="digits", show_default=True, help="digits, fashion-mnist[:FOLDER] or cifar10:PATH."),
     click.option("--recipe", help="A shipped recipe (fqtsim recipe list) or a file."),
     click.option(

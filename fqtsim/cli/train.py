@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Steps between checkpoints.",
 )
+@click.option("--from", "start", metavar="FILE", help="Weights to start from: .safetensors, or a torch state dict.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -106,6 +107,8 @@ def _resumed_config(out: Path, options: dict[str, Any], given: set[str]) -> Trai
 def _say(result: RunResult) -> int:
     from fqtsim.train.intervals import show_share
 
+    for note in result.notes:
+        click.echo(f"weights    {note}", err=True)
     layers = json.loads((result.out / "events.json").read_text(encoding="utf-8"))["layers"]
     if result.accuracy is not None:
         share = show_share(round(result.accuracy * result.tested), result.tested)

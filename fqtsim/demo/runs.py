@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fqtsim.evaluate.verdict import short
 from fqtsim.train.config import TrainConfig, build_trainer, resolve
 from fqtsim.train.intervals import paired_difference, show_share
 from fqtsim.train.loop import predictions, run
@@ -107,11 +108,3 @@ def verdict(ours: Outcome, baseline: Outcome, wide: Outcome) -> str:
         f"{baseline.label}; {short(ours.total('altered'))} of {short(ours.total('outputs'))} outputs altered; "
         f"{widest['gemm']} of {widest['layer']} needs {widest['bits_needed']} bits"
     )
-
-
-def short(count: int) -> str:
-    """Return a count in at most four characters and a unit: 41, 12.3 k, 3.1 G."""
-    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return str(count)

@@ -7,24 +7,21 @@ An unbiased quantizer whose ratio is far below 1 costs nothing; above 1 it behav
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fqtsim.data.batches import training_batch
+from fqtsim.evaluate.gradients import Gradients, weight_gradients
 from fqtsim.train.config import TrainConfig, build_trainer, resolve
-from fqtsim.train.loss import softmax_cross_entropy
 from fqtsim.train.trainer import Trainer
 
 QUANTIZERS = ("ptq", "psq", "bhq")
 BITS = (8, 5)
 #: Batches for the mini-batch variance, and draws of the rounding for each: enough for two digits.
 BATCHES, DRAWS = 10, 4
-
-Gradients = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -35,22 +32,6 @@ class Table:
     recipes: tuple[str, ...]
     #: recipe -> layer -> ratio.
     ratios: dict[str, dict[str, float]]
-
-
-def gradients(trainer: Trainer, images: torch.Tensor, labels: NDArray[np.int64], draw: int) -> Gradients:
-    """Return the gradient of each layer's weight for a batch, with the random bits of step `draw`."""
-    net = trainer.net
-    net.step_index = draw
-    net.forget_backward()
-    net.zero_grad(set_to_none=True)
-    logits = net(images)
-    _, upstream = softmax_cross_entropy(logits.detach().numpy(), labels, 0.0, net.backend.primitives)
-    logits.backward(torch.from_numpy(upstream))
-    return {
-        name.removesuffix(".weight"): parameter.grad.numpy().astype(np.float64)
-        for name, parameter in net.named_parameters()
-        if parameter.grad is not None and parameter.ndim > 1
-    }
 
 
 def _spread(samples: list[Gradients], layer: str) -> float:
@@ -65,13 +46,13 @@ def measure(base: TrainConfig, weights: dict[str, torch.Tensor], on_draw: Callab
     inputs = [(torch.from_numpy(images), labels) for images, labels in batches]
 
     def at(recipe: str) -> Trainer:
-        trainer = build_trainer(resolve(_with_recipe(base, recipe)))
+        trainer = build_trainer(resolve(replace(base, recipe=recipe)))
         trainer.net.load_state_dict(weights)
         return trainer
 
     # QAT's gradient is that of the same quantized network, without quantization on the way back.
     exact = at("qat")
-    plain = [gradients(exact, images, labels, 0) for images, labels in inputs]
+    plain = [weight_gradients(exact.net, images, labels, 0) for images, labels in inputs]
     layers = tuple(plain[0])
     between = {layer: _spread(plain, layer) for layer in layers}
     ratios: dict[str, dict[str, float]] = {}
@@ -79,18 +60,12 @@ def measure(base: TrainConfig, weights: dict[str, torch.Tensor], on_draw: Callab
         trainer = at(recipe)
         within = dict.fromkeys(layers, 0.0)
         for number, (images, labels) in enumerate(inputs):
-            draws = [gradients(trainer, images, labels, number * DRAWS + draw) for draw in range(DRAWS)]
+            draws = [weight_gradients(trainer.net, images, labels, number * DRAWS + draw) for draw in range(DRAWS)]
             for layer in layers:
                 within[layer] += _spread(draws, layer) / BATCHES
             on_draw()
         ratios[recipe] = {layer: within[layer] / between[layer] for layer in layers}
     return Table(layers, tuple(ratios), ratios)
-
-
-def _with_recipe(base: TrainConfig, recipe: str) -> TrainConfig:
-    from dataclasses import replace
-
-    return replace(base, recipe=recipe)
 
 
 def weights_of(checkpoint: Path, base: TrainConfig) -> dict[str, torch.Tensor]:

@@ -78,7 +78,7 @@ def accumulate(register: Any, items: Any, row: Any) -> None:
 
 
 @njit(nogil=True)
-def _push(first: Any, table: Any, places: Any, registers: Any, counts: Any, items: Any) -> None:
+def push(first: Any, table: Any, places: Any, registers: Any, counts: Any, items: Any) -> None:
     """Give items to level `first`; a register that is full empties into the level above."""
     last = table.shape[0] - 1
     level = first
@@ -98,16 +98,16 @@ def _push(first: Any, table: Any, places: Any, registers: Any, counts: Any, item
 
 
 @njit(nogil=True)
-def _flush(table: Any, places: Any, registers: Any, counts: Any, items: Any) -> None:
+def flush(table: Any, places: Any, registers: Any, counts: Any, items: Any) -> None:
     """Empty what the end of k leaves in the registers below the accumulator."""
     for level in range(table.shape[0] - 1):
         if table[level, RUN] == 0:
             for lane in range(table[level, LANES]):
                 items[:] = registers[places[level] + lane, : items.size]
-                _push(level + 1, table, places, registers, counts, items)
+                push(level + 1, table, places, registers, counts, items)
         elif counts[level] > 0:
             items[:] = registers[places[level], : items.size]
-            _push(level + 1, table, places, registers, counts, items)
+            push(level + 1, table, places, registers, counts, items)
 
 
 @njit(nogil=True)
@@ -137,7 +137,7 @@ def chain_rows(a: Any, b: Any, out: Any, table: Any, registers: Any, first: int,
                 accumulator[r * width : (r + 1) * width] = out[i + r, start : start + width]
             for k in range(n_k):
                 _multiply(a[i : i + height, k], b[k, start : start + width], items)
-                _push(0, table, places, registers, counts, items)
-            _flush(table, places, registers, counts, items)
+                push(0, table, places, registers, counts, items)
+            flush(table, places, registers, counts, items)
             for r in range(height):
                 out[i + r, start : start + width] = accumulator[r * width : (r + 1) * width]

@@ -58,21 +58,33 @@ class Quantizer(ABC):
         return True
 
     def quantize(
-        self, x: Any, seed: int = 0, stream: int = 0, step: int = 0, primitives: Primitives = DEFAULT_PRIMITIVES
+        self,
+        x: Any,
+        seed: int = 0,
+        stream: int = 0,
+        step: int = 0,
+        primitives: Primitives = DEFAULT_PRIMITIVES,
+        range: tuple[float, float] | None = None,
     ) -> QTensor:
         """Quantize a float32 tensor, numpy or torch, any layout; the same library comes out.
 
-        Element i in row-major order of the logical tensor takes word i of (seed, stream, step) (S5.5).
-        Raises InputError for another type, an empty tensor, or a negative value under an unsigned symmetric grid;
-        TrainingStopped for NaN or infinity.
+        Element i in row-major order of the logical tensor takes word i of (seed, stream, step) (S5.5). A fixed
+        `range`, (minimum, maximum) rounded to float32, stands in for the tensor's own: per-tensor quantizers only.
+        Raises InputError for another type, an empty tensor, a bad range, or a negative value (with a range, a negative
+        minimum) under an unsigned symmetric grid; TrainingStopped for NaN or infinity.
         """
         array, restore = from_library(x)
         if checked_float32(array).size == 0:
             raise InputError(f"x: shape {array.shape} has no elements; an empty tensor has no range to quantize")
         rows, mixing = self._mix(self._rows(np.asarray(array, order="C")), primitives)
-        grid = self._grid(*primitives.extremes(rows))
+        extremes = primitives.extremes(rows)  # also where the range is fixed: no NaN may pass
+        grid = self._grid(*extremes) if range is None else self._grid(*self._fixed(range))
         draw = Draw(seed, stream, step, self.random_bits)
-        codes, clamps, ties = primitives.quantize(rows, grid, self.rounding, draw, self.format.storage)
+        # A fixed range of 0 alone has one code, 0, and brings every value to it.
+        emptied = range is not None and bool(grid.blank[0])
+        kept = np.zeros_like(rows) if emptied else rows
+        codes, clamps, ties = primitives.quantize(kept, grid, self.rounding, draw, self.format.storage)
+        clamps += int(np.count_nonzero(rows)) if emptied else 0
         shape = (len(rows),) if self._per_row else ()
         tensor = QTensor(
             codes=codes.reshape(array.shape),
@@ -89,6 +101,16 @@ class Quantizer(ABC):
             _primitives=primitives,
         )
         return wrap(tensor, restore)
+
+    def _fixed(self, range: tuple[float, float]) -> tuple[Array, Array]:
+        """Return a fixed range as the extremes of the only row, zeros as +0."""
+        if self._per_row:
+            raise InputError(f"range = {range}: this quantizer has a range for each row; fix that of a ptq only")
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, refused below
+            minimum, maximum = (np.array([end], np.float32) + np.float32(0) for end in range)
+        if not (np.isfinite(minimum[0]) and np.isfinite(maximum[0]) and minimum[0] <= maximum[0]):
+            raise InputError(f"range = {range}: must be two finite float32 in ascending order; give (minimum, maximum)")
+        return minimum, maximum
 
     def _grid(self, minimum: Array, maximum: Array) -> Grid:
         if self.zero is Zero.SYMMETRIC and not self.format.signed and (minimum < 0).any():

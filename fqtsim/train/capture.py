@@ -7,6 +7,7 @@ instead. Two things that torch.fx alone would lose are kept: `+=` overwrites its
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import sys
@@ -82,14 +83,46 @@ def _trace(module: nn.Module, training: bool) -> fx.Graph:
     module.train(training)
     try:
         return _Recorder().trace(module)
+    except InputError:
+        raise
     except Exception as error:
-        raise InputError(
-            f"{_prefix(_raising_line(error.__traceback__))}the forward pass cannot be followed: {error}; "
-            "write it without branches or loops that depend on tensors"
-        ) from error
+        raise InputError(f"{_prefix(_raising_line(error.__traceback__))}{_why_not_followed(error)}") from error
     finally:
         for m, flag in flags.items():
             m.training = flag
+
+
+def _why_not_followed(error: Exception) -> str:
+    """Return the rule and the remedy for an exception of a forward pass whose tensors have no values yet."""
+    text = str(error)
+    for part, rule, remedy in _NOT_FOLLOWED:
+        if part in text:
+            return f"the forward pass cannot be followed: {rule}; {remedy}"
+    return (
+        f"the forward pass cannot be followed: {type(error).__name__}: {text.partition(chr(10))[0]}; "
+        "correct that line; it runs once without values, to record which layers there are"
+    )
+
+
+_NO_BRANCHES = "write it without branches or loops that depend on tensors or their sizes"
+
+#: Part of torch.fx's own message, what it means, and what to write instead.
+_NOT_FOLLOWED = (
+    ("inputs to control flow", "a branch depends on a tensor or its size", _NO_BRANCHES),
+    ("cannot be iterated", "a loop over the parts of a tensor", _NO_BRANCHES),
+    ("'len' is not supported", "len() of a tensor", "use x.size(0)"),
+    ("as an integer", "a size of a tensor taken as a Python number", _NO_BRANCHES),
+)
+
+
+def _forward_line(module: nn.Module) -> str:
+    """Return "file:line" of the model's forward, or "" where torch wrote it or nobody knows."""
+    try:
+        forward = inspect.unwrap(type(module).forward)
+        file, line = inspect.getsourcefile(forward) or "", inspect.getsourcelines(forward)[1]
+    except (OSError, TypeError):
+        return ""
+    return f"{file}:{line}" if _is_model_code(file) else ""
 
 
 def _prefix(place: str) -> str:
@@ -148,10 +181,11 @@ class _Reader:
                 self.meaning[node] = self._read(node)
             except Unsupported as error:
                 raise InputError(f"{self._place(node)}: {error.rule}; {error.remedy}") from None
-        raise InputError("the network has no output; return the logits")
+        raise InputError(f"{_prefix(_forward_line(self.root))}the network has no output; return the logits")
 
     def _place(self, node: fx.Node) -> str:
-        return f"{_prefix(node.meta.get(_PLACE, ''))}{self._title(node)}"
+        place = _forward_line(self.root) if node.op == "placeholder" else node.meta.get(_PLACE, "")
+        return f"{_prefix(place)}{self._title(node)}"
 
     def _title(self, node: fx.Node) -> str:
         if node.op == "call_module":
@@ -233,7 +267,9 @@ class _Reader:
     def _finish(self, node: fx.Node) -> Captured:
         result = node.args[0]
         if not isinstance(result, fx.Node) or not isinstance(self.meaning[result], Value):
-            raise InputError(f"the network returns {result}; return one tensor, the logits")
+            raise InputError(
+                f"{_prefix(_forward_line(self.root))}the network returns {result}; return one tensor, the logits"
+            )
         output: Value = self.meaning[result]
         try:
             self._check_current(output)

@@ -135,7 +135,8 @@ def attribute(input: Any, name: str) -> Shape:
 def item(input: Any, index: Any) -> Dim:
     """Indexing: only of a shape."""
     if not isinstance(input, Shape) or not isinstance(index, int):
-        raise Unsupported("a tensor of the network cannot be indexed or sliced", "split the model at this point")
+        remedy = f"{_FLATTEN} to leave positions of size 1 out; for a part of the channels {_PARTS}"
+        raise Unsupported("a tensor of the network cannot be indexed or sliced", remedy)
     return Dim(input.value, index)
 
 
@@ -160,19 +161,46 @@ METHODS: dict[str, Handler] = {
 _USE_A_LAYER = "use a torch.nn.Linear or torch.nn.Conv2d submodule"
 _LOGITS = "return the logits; the trainer applies softmax cross-entropy"
 _RELU = "use torch.nn.ReLU or torch.nn.ReLU6"
+_GATE = "use torch.nn.ReLU or torch.nn.ReLU6; leave a gate that multiplies by it out"
 _SCALE = "leave the factor out, or fold it into the weight of a layer"
+_SIGN = "use addition: the sign of a branch can be folded into its last weight"
+_NORM = "use a torch.nn.BatchNorm2d or torch.nn.BatchNorm1d submodule"
+_JOIN = "give each branch a 1x1 Conv2d of its own and add the results"
+_PARTS = "give each branch a 1x1 Conv2d of the whole tensor instead of a part of it"
+_ORDER = "keep the dimensions (samples, channels, height, width)"
+_FLATTEN = "use torch.flatten(x, 1)"
+_AVERAGE = "use x.mean((2, 3)) or torch.nn.AdaptiveAvgPool2d(1)"
+_MAXIMUM = "use torch.nn.MaxPool2d with a window of numbers"
+_PLAIN_FLOAT = "remove it: the network runs in float32 on the CPU"
+_REMOVE = "remove it"
+_MARGIN = "give the padding to the Conv2d or the pooling that follows"
+_SIZE = "remove it: strides and poolings alone change the size"
 
 REMEDIES: dict[str, str] = {
-    "linear": _USE_A_LAYER, "conv2d": _USE_A_LAYER, "matmul": _USE_A_LAYER, "mm": _USE_A_LAYER, "bmm": _USE_A_LAYER,
-    "addmm": _USE_A_LAYER, "einsum": _USE_A_LAYER,
-    "mul": _SCALE, "mul_": _SCALE, "imul": _SCALE, "truediv": _SCALE, "div": _SCALE, "div_": _SCALE,
-    "sub": "use addition: the sign of a branch can be folded into its last weight",
-    "softmax": _LOGITS, "log_softmax": _LOGITS, "cross_entropy": _LOGITS,
-    "dropout": "use a torch.nn.Dropout submodule, whose random stream has a layer index",
-    "batch_norm": "use a torch.nn.BatchNorm2d or torch.nn.BatchNorm1d submodule",
-    "cat": "use residual addition",
-    "sigmoid": _RELU, "tanh": _RELU, "gelu": _RELU, "silu": _RELU, "leaky_relu": _RELU, "hardtanh": _RELU,
-}  # fmt: skip
+    name: remedy
+    for names, remedy in {
+        "linear conv2d matmul mm bmm addmm einsum baddbmm conv1d scaled_dot_product_attention": _USE_A_LAYER,
+        "mul mul_ imul truediv itruediv div div_ multiply": _SCALE,
+        "sub sub_ isub subtract neg negative": _SIGN,
+        "softmax log_softmax cross_entropy nll_loss": _LOGITS,
+        "dropout dropout_ dropout2d": "use a torch.nn.Dropout submodule, whose random stream has a layer index",
+        "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize": _NORM,
+        "cat concat concatenate stack hstack": _JOIN,
+        "chunk split unbind narrow tensor_split select": _PARTS,
+        "permute transpose movedim swapaxes t channel_shuffle unsqueeze": _ORDER,
+        "squeeze squeeze_": _FLATTEN,
+        "sum": _AVERAGE,
+        "max amax maximum adaptive_max_pool2d": _MAXIMUM,
+        "to float double half bfloat16 type cuda cpu type_as": _PLAIN_FLOAT,
+        "detach clone requires_grad_": _REMOVE,
+        "pad": _MARGIN,
+        "interpolate upsample pixel_shuffle conv_transpose2d": _SIZE,
+        "tanh gelu silu leaky_relu elu selu prelu mish hardtanh hardswish softplus clamp clamp_ clip relu6_": _RELU,
+        "sigmoid hardsigmoid": _GATE,
+        "eq ne lt le gt ge _assert": "leave the check out; sizes are checked when a batch runs",
+    }.items()
+    for name in names.split()
+}
 """By the last part of the operation's name."""
 
 SUPPORTED = "use Linear, Conv2d, BatchNorm, ReLU, max and average pooling, +, flatten, Dropout and containers of them"

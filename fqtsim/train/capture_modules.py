@@ -11,6 +11,7 @@ from torch import nn
 from fqtsim.train import capture_functions as functions
 from fqtsim.train.geometry import Window
 from fqtsim.train.graph import ConvOptions, Op, Unsupported, Value, pair
+from fqtsim.train.layer import Layer
 
 STATEFUL = ("linear", "conv2d", "batch_norm", "dropout")
 """Kinds with parameters, running statistics or a random stream: called once in a step (S5.5)."""
@@ -88,16 +89,30 @@ MODULES: dict[type[nn.Module], Callable[[Any, Value], Op | Value]] = {
 
 _OVERRIDES = ("forward", "_conv_forward", "__call__")
 
+_RELU = "use torch.nn.ReLU"
+_NO_SOFTMAX = "remove it and return the logits; the trainer applies softmax cross-entropy"
+
 _REMEDIES: dict[type[nn.Module], str] = {
-    nn.Softmax: "remove it and return the logits; the trainer applies softmax cross-entropy",
-    nn.LogSoftmax: "remove it and return the logits; the trainer applies softmax cross-entropy",
-    nn.Dropout2d: "use torch.nn.Dropout",
-    nn.InstanceNorm2d: "use torch.nn.BatchNorm2d",
-    nn.GroupNorm: "use torch.nn.BatchNorm2d",
+    nn.Softmax: _NO_SOFTMAX, nn.LogSoftmax: _NO_SOFTMAX,
+    nn.Dropout2d: "use torch.nn.Dropout", nn.AlphaDropout: "use torch.nn.Dropout",
+    nn.InstanceNorm2d: "use torch.nn.BatchNorm2d", nn.GroupNorm: "use torch.nn.BatchNorm2d",
+    nn.LocalResponseNorm: "use torch.nn.BatchNorm2d", nn.SyncBatchNorm: "use torch.nn.BatchNorm2d",
+    nn.BatchNorm3d: "use torch.nn.BatchNorm2d and torch.nn.Conv2d",
     nn.LayerNorm: "use torch.nn.BatchNorm1d or torch.nn.BatchNorm2d",
-    nn.Conv1d: "use torch.nn.Conv2d with a height of 1",
-    nn.SiLU: "use torch.nn.ReLU", nn.GELU: "use torch.nn.ReLU", nn.Hardswish: "use torch.nn.ReLU",
-    nn.LeakyReLU: "use torch.nn.ReLU", nn.Sigmoid: "use torch.nn.ReLU", nn.Tanh: "use torch.nn.ReLU",
+    nn.Conv1d: "use torch.nn.Conv2d with a height of 1", nn.Conv3d: "use torch.nn.Conv2d",
+    nn.ConvTranspose2d: "use torch.nn.Conv2d: strides and poolings alone change the size",
+    nn.Upsample: "remove it: strides and poolings alone change the size",
+    nn.ZeroPad2d: "give the padding to the Conv2d or the pooling that follows",
+    nn.AdaptiveMaxPool2d: "use torch.nn.MaxPool2d with a window of numbers",
+    nn.Unflatten: "use x.view(x.size(0), ...) in forward", nn.Dropout1d: "use torch.nn.Dropout",
+    nn.MaxPool1d: "use torch.nn.MaxPool2d", nn.AvgPool1d: "use torch.nn.AvgPool2d",
+    nn.Hardtanh: "use torch.nn.ReLU6", nn.Sigmoid: f"{_RELU}, and leave a gate that multiplies by it out",
+    nn.Hardsigmoid: f"{_RELU}, and leave a gate that multiplies by it out",
+    **dict.fromkeys(
+        (nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.Tanh, nn.PReLU, nn.ELU, nn.CELU, nn.SELU, nn.Mish, nn.RReLU,
+         nn.Softplus),
+        _RELU,
+    ),
 }  # fmt: skip
 
 
@@ -121,8 +136,22 @@ def module_op(module: nn.Module, *inputs: Any) -> Op | Value:
     return MODULES[known](module, inputs[0])
 
 
+def _check_unwrapped(root: nn.Module) -> None:
+    """Raise Unsupported for what torch or this package wraps around a model."""
+    kind = type(root).__name__
+    if isinstance(root, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise Unsupported(f"the network ({kind}) spreads another one over devices", "convert its .module")
+    if isinstance(root, torch.jit.ScriptModule):
+        raise Unsupported(f"the network ({kind}) is compiled by torch.jit", "convert the model it was made from")
+    if hasattr(root, "_orig_mod"):
+        raise Unsupported(f"the network ({kind}) is compiled by torch.compile", "convert the model it was made from")
+    if any(isinstance(module, Layer) for module in root.modules()):
+        raise Unsupported(f"the network ({kind}) runs on the hardware already", "convert the model it was made from")
+
+
 def check_plain(root: nn.Module) -> None:
     """Raise Unsupported where a module computes more than its forward says: hooks, parametrizations, lazy layers."""
+    _check_unwrapped(root)
     for name, module in root.named_modules():
         where = f"layer {name!r} ({type(module).__name__})" if name else f"the network ({type(module).__name__})"
         state = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -136,5 +165,7 @@ def check_plain(root: nn.Module) -> None:
         if nn.utils.parametrize.is_parametrized(module):
             raise Unsupported(f"{where} has parametrized weights", "remove the parametrizations before converting")
         for key, tensor in state:
+            if tensor.device.type != "cpu":
+                raise Unsupported(f"{where} has {key} on {tensor.device}", "move the model to the CPU with .cpu()")
             if tensor.is_floating_point() and tensor.dtype != torch.float32:
                 raise Unsupported(f"{where} has {key} of {tensor.dtype}", "convert the model with .float()")

@@ -14,11 +14,12 @@ from fqtsim.data.batches import steps_per_epoch
 from fqtsim.errors import InputError
 from fqtsim.hw.load import load_hardware
 from fqtsim.hw.spec import Hardware
-from fqtsim.models import build_model
+from fqtsim.models import build_model, model_sha256
 from fqtsim.recipe.load import load_recipe
 from fqtsim.recipe.spec import Recipe
 from fqtsim.train.convert import fully_quantize
 from fqtsim.train.trainer import Trainer
+from fqtsim.train.weights import Weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class TrainConfig:
     set_hardware: Mapping[str, str] = field(default_factory=dict)
     #: Dotted key of the recipe -> new value, as YAML text.
     set_recipe: Mapping[str, str] = field(default_factory=dict)
+    #: A file of weights to start from, see fqtsim.train.weights; None: the model's own initialisation.
+    start: str | None = None
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> TrainConfig:
@@ -75,12 +78,17 @@ class Resolved:
     per_epoch: int
     #: Steps of the whole run.
     steps: int
+    #: The content of `config.start`.
+    weights: Weights | None = None
 
     def as_plain(self) -> dict[str, Any]:
         """Return everything that decides the result, for run.yaml and for comparing a resumed run with it."""
         by_pattern = self.hardware if isinstance(self.hardware, dict) else {"*": self.hardware}
+        model = model_sha256(self.config.model)
+        files = {} if model is None else {"model_sha256": model}
+        files |= {} if self.weights is None else {"start_sha256": self.weights.sha256}
         return {
-            "config": self.config.as_plain(),
+            "config": self.config.as_plain() | files,
             "hardware": {name: _plain(hw) for name, hw in by_pattern.items()},
             "recipe": _plain(self.recipe),
             "data": dict(self.data.describe()),
@@ -128,12 +136,15 @@ def resolve(config: TrainConfig) -> Resolved:
     recipe = load_recipe(config.recipe, config.set_recipe)
     data = load_dataset(config.data)
     per_epoch = steps_per_epoch(len(data.train_y), config.batch)
-    return Resolved(config, hardware, recipe, data, per_epoch, _total_steps(config, per_epoch))
+    weights = None if config.start is None else read_weights(config.start)
+    return Resolved(config, hardware, recipe, data, per_epoch, _total_steps(config, per_epoch), weights)
 
 
 def build_trainer(resolved: Resolved, backend: str | Backend | None = None) -> Trainer:
     """Return a trainer at step 0, on the run's backend or on the one given. Raises InputError."""
     config = resolved.config
     model = build_model(config.model, resolved.data.info, config.seed)
+    if resolved.weights is not None:
+        resolved.weights.copy_into(model)
     net = fully_quantize(model, resolved.recipe, resolved.hardware, backend=backend or config.backend, seed=config.seed)
     return Trainer(net, total_steps=resolved.steps)

@@ -10,7 +10,7 @@ import numpy as np
 from fqtsim.backends.primitives import Primitives
 from fqtsim.errors import InputError
 from fqtsim.train import lowering
-from fqtsim.train.gemm import Gemm, Matrix
+from fqtsim.train.gemm import Gemm, Matrices, Matrix
 from fqtsim.train.geometry import Pair, Window
 from fqtsim.train.operands import Array, Operand
 
@@ -58,48 +58,100 @@ def linear_wgrad(x: Operand, dh: Operand, gemm: Gemm) -> Array:
     return out
 
 
+MOST_BYTES = 1 << 24
+"""Codes of the larger operand that are lowered at a time; a group is never cut."""
+
+
+def _spans(groups: int, bytes_each: int) -> list[Pair]:
+    """Return ranges (first, last + 1) that cover the groups, at most MOST_BYTES of codes each unless it is one."""
+    count = max(1, min(groups, MOST_BYTES // max(bytes_each, 1)))
+    return [(first, min(first + count, groups)) for first in range(0, groups, count)]
+
+
+def _as_samples(operand: Operand, groups: int) -> Operand:
+    """Return (N, G * C, H, W) as (G * N, C, H, W): the groups one after the other, each as samples of its own."""
+    if groups == 1:
+        return operand
+    samples, channels, height, width = operand.codes.shape
+    shape = (samples, groups, channels // groups, height, width)
+    codes = operand.codes.reshape(shape).transpose(1, 0, 2, 3, 4).reshape(-1, *shape[2:])
+    if not operand.per_row or operand.step is None:
+        return Operand(codes, operand.step, operand.zero_point)
+    return Operand(codes, np.tile(operand.step, groups), np.tile(operand.zero_point, groups))
+
+
+def _in_groups(codes: Array, step: Array | None, zero_point: Array) -> Matrices:
+    """Return codes (G, ., .) as matrices that share step and zero point."""
+    return Matrices(codes, [Matrix(one, step, zero_point) for one in codes])
+
+
+def _grouped_weight(w: Operand, groups: int) -> Array:
+    """Return the codes of W (G * CO, CI, KH, KW) as (G, CO, CI, KH, KW)."""
+    return w.codes.reshape(groups, -1, *w.codes.shape[1:])
+
+
 def conv_fprop(x: Operand, w: Operand, window: Window, groups: int, gemm: Gemm) -> Array:
     """Return the convolution of x (N, CI, H, W) with w (CO, CI / groups, KH, KW): float32 (N, CO, OH, OW)."""
     samples, channels, height, width = x.codes.shape
     oh, ow = window.positions((height, width))
     inputs, outputs = channels // groups, w.codes.shape[0] // groups
+    each = samples * oh * ow * w.codes[0].size * x.codes.itemsize
     parts = []
-    for g in range(groups):
-        xg = x.channels(1, g * inputs, (g + 1) * inputs)
-        wg = w.channels(0, g * outputs, (g + 1) * outputs)
-        rows = Matrix(lowering.fprop_rows(xg, window), *_per_row(xg, oh * ow))
-        columns = Matrix(lowering.fprop_weight(wg.codes), wg.step, wg.zero_point)
-        parts.append(gemm(rows, columns, samples).reshape(samples, outputs, oh, ow))
-    return parts[0] if groups == 1 else np.concatenate(parts, axis=1)
+    for first, last in _spans(groups, each):
+        count = last - first
+        xs = _as_samples(x.channels(1, first * inputs, last * inputs), count)
+        rows = lowering.fprop_rows(xs, window).reshape(count, samples * oh * ow, -1)
+        ws = w.channels(0, first * outputs, last * outputs)
+        columns = np.ascontiguousarray(_grouped_weight(ws, count).transpose(0, 3, 4, 2, 1)).reshape(count, -1, outputs)
+        owns = [ws.channels(0, g * outputs, (g + 1) * outputs) for g in range(count)]
+        b = Matrices(columns, [Matrix(*of) for of in zip(columns, *_steps_of(owns), strict=True)])
+        parts += gemm.groups(_in_groups(rows, *_per_row(x, oh * ow)), b, samples)
+    return _joined([part.reshape(samples, outputs, oh, ow) for part in parts], axis=1)
+
+
+def _steps_of(operands: list[Operand]) -> tuple[list[Array | None], list[Array]]:
+    return [operand.step for operand in operands], [operand.zero_point for operand in operands]
+
+
+def _joined(parts: list[Array], axis: int) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
 def conv_dgrad(dh: Operand, w: Operand, window: Window, groups: int, size: Pair, gemm: Gemm) -> Array:
     """Return the gradient of an input of `size` from dh (N, CO, OH, OW): float32 (N, CI, H, W)."""
     samples = dh.codes.shape[0]
     inputs, outputs = w.codes.shape[1], w.codes.shape[0] // groups
+    each = samples * size[0] * size[1] * window.kernel[0] * window.kernel[1] * outputs * dh.codes.itemsize
     parts = []
-    for g in range(groups):
-        dhg = dh.channels(1, g * outputs, (g + 1) * outputs)
-        wg = w.channels(0, g * outputs, (g + 1) * outputs)
-        rows = Matrix(lowering.dgrad_rows(dhg, window, size), *_per_row(dhg, size[0] * size[1]))
-        columns = Matrix(lowering.dgrad_weight(wg.codes), *_whole(wg, gemm, "weight"))
-        parts.append(gemm(rows, columns, samples).reshape(samples, inputs, *size))
-    return parts[0] if groups == 1 else np.concatenate(parts, axis=1)
+    for first, last in _spans(groups, each):
+        count = last - first
+        dhs = _as_samples(dh.channels(1, first * outputs, last * outputs), count)
+        rows = lowering.dgrad_rows(dhs, window, size).reshape(count, samples * size[0] * size[1], -1)
+        ws = w.channels(0, first * outputs, last * outputs)
+        columns = np.ascontiguousarray(_grouped_weight(ws, count).transpose(0, 3, 4, 1, 2)).reshape(count, -1, inputs)
+        a = _in_groups(rows, *_per_row(dh, size[0] * size[1]))
+        parts += gemm.groups(a, _in_groups(columns, *_whole(w, gemm, "weight")), samples)
+    return _joined([part.reshape(samples, inputs, *size) for part in parts], axis=1)
 
 
 def conv_wgrad(x: Operand, dh: Operand, window: Window, groups: int, gemm: Gemm) -> Array:
     """Return the gradient of the weight from x (N, CI, H, W) and dh: float32 (CO, CI / groups, KH, KW)."""
-    inputs, outputs = x.codes.shape[1] // groups, dh.codes.shape[1] // groups
+    samples, channels = x.codes.shape[:2]
+    inputs, outputs = channels // groups, dh.codes.shape[1] // groups
+    positions = dh.codes.shape[2] * dh.codes.shape[3]
+    each = samples * positions * window.kernel[0] * window.kernel[1] * inputs * x.codes.itemsize
     parts = []
-    for g in range(groups):
-        xg = x.channels(1, g * inputs, (g + 1) * inputs)
-        dhg = dh.channels(1, g * outputs, (g + 1) * outputs)
-        rows = Matrix(lowering.wgrad_rows(xg, window), *_whole(xg, gemm, "activation"))
-        columns = Matrix(lowering.wgrad_columns(dhg.codes), *_whole(dhg, gemm, "output gradient"))
-        # (1, CO, KH * KW * CI) -> (CO, CI, KH, KW)
-        out = gemm(rows, columns).reshape(outputs, *window.kernel, inputs)
-        parts.append(out.transpose(0, 3, 1, 2))
-    return np.ascontiguousarray(parts[0] if groups == 1 else np.concatenate(parts, axis=0))
+    for first, last in _spans(groups, each):
+        count = last - first
+        xs = _as_samples(x.channels(1, first * inputs, last * inputs), count)
+        rows = lowering.wgrad_rows(xs, window).reshape(-1, count, samples * positions)
+        dhs = _as_samples(dh.channels(1, first * outputs, last * outputs), count)
+        columns = lowering.wgrad_columns(dhs.codes).reshape(count, samples * positions, outputs)
+        a = _in_groups(np.ascontiguousarray(rows.transpose(1, 0, 2)), *_whole(x, gemm, "activation"))
+        for out in gemm.groups(a, _in_groups(columns, *_whole(dh, gemm, "output gradient"))):
+            # (1, CO, KH * KW * CI) -> (CO, CI, KH, KW)
+            parts.append(out.reshape(outputs, *window.kernel, inputs).transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(_joined(parts, axis=0))
 
 
 def bias_gradient(dh: Operand, axes: tuple[int, ...], p: Primitives) -> Array:

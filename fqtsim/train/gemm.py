@@ -30,6 +30,16 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Matrices:
+    """The same operand of one GEMM per group, all of one shape."""
+
+    #: (G, M, K) for a, (G, K, N) for b.
+    codes: Array
+    #: One per group, whose codes are its part of the array above.
+    parts: list[Matrix]
+
+
+@dataclass(frozen=True)
 class Gemm:
     """One of the three GEMMs of one layer, on the hardware of that layer."""
 
@@ -55,32 +65,41 @@ class Gemm:
         self._publish(a, b, result)
         return self._finish(a, b, result, rows)
 
+    def groups(self, a: Matrices, b: Matrices, rows: int = 1) -> list[Array]:
+        """Return what calling this on the matrices of each group would, in order."""
+        if a.parts[0].step is None or b.parts[0].step is None:
+            return [self(left, right, rows) for left, right in zip(a.parts, b.parts, strict=True)]
+        try:
+            results = self.run.backend.gemm_groups(a.codes, b.codes, self.datapath, self.run.trace)
+        except BackendRefused as error:
+            raise BackendRefused(f"layer {self.layer!r}, {self.name}: {error}") from None
+        products, sides = [], _Sides(a.parts[0], b.parts[0])
+        for left, right, result in zip(a.parts, b.parts, results, strict=True):
+            self._publish(left, right, result)
+            sides = sides if sides.hold_for(left, right) else _Sides(left, right)
+            products.append(self._finish(left, right, result, rows, sides))
+        return products
+
     def _publish(self, a: Matrix, b: Matrix, result: GemmResult) -> None:
         (m, k), n = a.codes.shape, b.codes.shape[1]
         self.run.note(self.layer, self.name, (m, n, k), result)
         for observe in self.run.observers:
             observe(self.layer, self.name, a.codes, b.codes, self.datapath, None, result)
 
-    def _finish(self, a: Matrix, b: Matrix, result: GemmResult, rows: int) -> Array:
+    def _finish(self, a: Matrix, b: Matrix, result: GemmResult, rows: int, sides: _Sides | None = None) -> Array:
         (m, k), n = a.codes.shape, b.codes.shape[1]
-        sums_a, sums_b = np.zeros(m, np.int64), np.zeros(n, np.int64)
+        row, column = np.zeros((2, m), np.int64), np.zeros((2, n), np.int64)
+        sides = sides or _Sides(a, b)
+        row[0], column[0] = a.zero_point, b.zero_point
         # Only the other side's zero point multiplies a sum, so most sums are never formed.
-        if b.zero_point.any():
-            epilogue.row_sums(a.codes, sums_a)
-        if a.zero_point.any():
-            sums_b = b.codes.sum(axis=0, dtype=np.int64)
+        if sides.b_shifted:
+            epilogue.row_sums(a.codes, row[1])
+        if sides.a_shifted:
+            column[1] = b.codes.sum(axis=0, dtype=np.int64)
         dropped = self.datapath.dropped_bits
         self._check_width(result, dropped, k)
         out = np.empty((rows, n, m // rows), np.float32)
-        epilogue.finish(
-            result.codes,
-            dropped,
-            k,
-            np.stack([np.broadcast_to(a.zero_point, (m,)), sums_a]),
-            np.stack([np.broadcast_to(b.zero_point, (n,)), sums_b]),
-            (_steps(a.step, m), _steps(b.step, n)),
-            out,
-        )
+        epilogue.finish(result.codes, dropped, k, row, column, (sides.a_steps, sides.b_steps), out)
         return out
 
     def _check_width(self, result: GemmResult, dropped: int, k: int) -> None:
@@ -93,6 +112,21 @@ class Gemm:
                 f"layer {self.layer!r}, {self.name}: an accumulator of {self.datapath.accumulator.register} with "
                 f"{dropped} dropped bits passes int64 in the zero-point terms; use a narrower register"
             )
+
+
+class _Sides:
+    """What the steps and zero points of two operands say, found once for all groups that share them."""
+
+    def __init__(self, a: Matrix, b: Matrix) -> None:
+        self.steps = a.step, b.step
+        self.a_shifted, self.b_shifted = bool(a.zero_point.any()), bool(b.zero_point.any())
+        self.a_steps, self.b_steps = _steps(a.step, a.codes.shape[0]), _steps(b.step, b.codes.shape[1])
+        self.zero_points = a.zero_point, b.zero_point
+
+    def hold_for(self, a: Matrix, b: Matrix) -> bool:
+        """Tell whether these operands have the very steps and zero points that this was made from."""
+        theirs = (a.step, b.step, a.zero_point, b.zero_point)
+        return all(x is y for x, y in zip(theirs, (*self.steps, *self.zero_points), strict=True))
 
 
 def _steps(step: Array | None, count: int) -> Array:

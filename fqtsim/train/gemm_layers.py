@@ -56,6 +56,10 @@ class GemmLayer(Layer):
         self.quantizers = {port: self._quantizer(port) for port in _PORTS}
         spec = recipe.port("weight")
         self.per_channel = self._quantizer("weight", "psq") if spec is not None and spec.per_channel else None
+        #: (minimum, maximum) for every activation tensor (S5.7); None where each has its own.
+        self.activation_range: tuple[float, float] | None = None
+        #: Activations that a clamp changed; whoever wants a count from now on sets it to 0.
+        self.activation_clamps = 0
 
     def _quantizer(self, port: str, kind: str | None = None) -> Any:
         spec = self.recipe.port(port)
@@ -76,11 +80,13 @@ class GemmLayer(Layer):
             return Quantized(values, True)
         number, _, _, tensor = _PORTS[port]
         stream, run = streams.stream_id(self.index, number), self.run
+        fixed = self.activation_range if port == "activation" else None
         try:
-            codes = chosen.quantize(values, run.seed, stream, run.step_index, run.primitives)
+            codes = chosen.quantize(values, run.seed, stream, run.step_index, run.primitives, fixed)
         except TrainingStopped as error:
             raise self.stopped(tensor, error) from None
         run.ties += codes.ties
+        self.activation_clamps += codes.clamps if port == "activation" else 0
         return Quantized(codes, False)
 
     def _gemm(self, name: str) -> Gemm:

@@ -25,6 +25,7 @@ from fqtsim.data import Dataset
 from fqtsim.data.batches import training_batch
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.train.config import Resolved, TrainConfig, build_trainer, resolve
+from fqtsim.train.module import FQTModule
 from fqtsim.train.rundir import RunDir
 from fqtsim.train.trainer import Trainer
 
@@ -70,22 +71,29 @@ class RunResult:
     tested: int
     #: True where Ctrl-C ended it early; the checkpoint is at `step`.
     interrupted: bool
+    #: What was done to the weights that it started from, beside copying them.
+    notes: tuple[str, ...] = ()
+
+
+def logits(net: FQTModule, images: np.ndarray, batch: int) -> np.ndarray:
+    """Return the logits of images (N, C, H, W) in evaluation mode, float32 (N, classes); `batch` images at a time."""
+    was_training = net.training
+    net.eval()
+    try:
+        with torch.no_grad():
+            parts = [
+                net(torch.from_numpy(images[first : first + batch])).numpy() for first in range(0, len(images), batch)
+            ]
+    finally:
+        net.train(was_training)
+    return np.concatenate(parts)
 
 
 def predictions(trainer: Trainer, images: np.ndarray, batch: int) -> np.ndarray:
     """Return the predicted classes, int64 (N,); every batch is quantized by its own ranges (S5)."""
-    net = trainer.net
-    net.eval()
-    try:
-        with torch.no_grad():
-            # numpy's argmax takes the first of equal logits; torch leaves the choice open.
-            parts = [
-                np.argmax(net(torch.from_numpy(images[first : first + batch])).numpy(), axis=1)
-                for first in range(0, len(images), batch)
-            ]
-    finally:
-        net.train()
-    return np.concatenate(parts)
+    # numpy's argmax takes the first of equal logits; torch leaves the choice open.
+    predicted: np.ndarray = np.argmax(logits(trainer.net, images, batch), axis=1)
+    return predicted
 
 
 def evaluate(trainer: Trainer, data: Dataset, batch: int) -> float:
@@ -288,4 +296,5 @@ def run(
         accuracy,
         len(resolved.data.test_y),
         done < resolved.steps,
+        () if resolved.weights is None else tuple(resolved.weights.notes),
     )

@@ -101,7 +101,8 @@ def average_pool_gradient(dy: Array, shape: tuple[int, ...], window: Window, cou
     """Return the gradient of the input of `shape`: dy / count for each window that covers it."""
     share = p.divide(dy, counts)
     if share.shape[2:] == (1, 1) and window.kernel == shape[2:]:
-        return np.ascontiguousarray(np.broadcast_to(p.add(share, ZERO), shape))
+        # A copy in any case: a view of a map of one position would be contiguous, and read-only.
+        return np.broadcast_to(p.add(share, ZERO), shape).copy()
     return _scatter(lambda number: share, shape, window, p)
 
 

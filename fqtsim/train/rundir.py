@@ -26,7 +26,7 @@ EVENTS = "events.json"
 _CONFIG: dict[str, tuple[type, ...]] = {
     "model": (str,), "data": (str,), "recipe": (str,), "hardware": (list,), "backend": (str,), "seed": (int, str),
     "steps": (int, type(None)), "epochs": (int, type(None)), "batch": (int,), "eval_every": (int,),
-    "save_every": (int,), "set_hardware": (dict,), "set_recipe": (dict,),
+    "save_every": (int,), "set_hardware": (dict,), "set_recipe": (dict,), "start": (str, type(None)),
 }  # fmt: skip
 #: Sections of run.yaml that decide the result; the others (versions, platform) are for the reader.
 DECISIVE = ("config", "hardware", "recipe", "data")
