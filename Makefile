@@ -15,7 +15,7 @@ demo: $(VENV)/stamp-demo
 	$(BIN)/fqtsim demo
 
 test: $(VENV)/stamp-test
-	$(BIN)/python -m pytest -m "not exhaustive"
+	$(BIN)/python -m pytest -n auto -m "not exhaustive"
 
 lint: $(VENV)/stamp-test $(VENV)/stamp-lint
 	$(BIN)/ruff check fqtsim tests examples benchmarks

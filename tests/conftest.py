@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: a thread each, or OpenMP's waiting threads take the others' time. Before torch starts.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import numba
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -11,3 +16,6 @@ settings.register_profile(
 )
 settings.register_profile("ci", parent=settings.get_profile("quick"), max_examples=150)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    numba.set_num_threads(1)

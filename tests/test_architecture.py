@@ -24,7 +24,7 @@ LAYERS = [
     ("fqtsim.errors fqtsim.words fqtsim.streams", 0),
     ("fqtsim.ref fqtsim.strict_yaml fqtsim.hw", 1),
     ("fqtsim.kernels", 2),
-    ("fqtsim.backends fqtsim.api", 3),
+    ("fqtsim.backends fqtsim.api fqtsim.identify", 3),
     ("fqtsim.quantizers fqtsim.recipe", 4),
     ("fqtsim.train fqtsim.models fqtsim.data", 5),
     ("fqtsim", 6),

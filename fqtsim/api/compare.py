@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-from fqtsim.api.arrays import checked_operands, checked_start, to_numpy
+from fqtsim.api.arrays import Array, checked_operands, checked_start, to_numpy
 from fqtsim.api.explain import Explanation, explain
 from fqtsim.api.multiply import chosen_datapath, plain_codes
 from fqtsim.errors import InputError
-from fqtsim.hw.spec import Hardware
+from fqtsim.hw.spec import Datapath, Hardware
+
+STEPS = 8
+"""Additions shown of the first wrong output."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,18 @@ class Comparison:
     #: Wrong outputs, and all outputs.
     mismatches: int
     outputs: int
-    #: Changes of the datapath that explain every wrong output; none are tried yet.
-    causes: tuple[str, ...] = ()
     #: Every addition of the first wrong output.
     explanation: Explanation | None = None
+    #: Tries changes of the datapath on all outputs.
+    find_causes: Callable[[], tuple[str, ...]] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def causes(self) -> tuple[str, ...]:
+        """Suggestions: changes of the datapath that give every observed output; found when first asked for.
+
+        Empty where all outputs are equal, and where nothing that was tried gives them.
+        """
+        return self.find_causes() if self.find_causes else ()
 
     def __str__(self) -> str:
         if self.equal:
@@ -42,8 +56,18 @@ class Comparison:
             f"  observed {observed} ({in_hex(observed)}), off by {observed - expected}",
         ]
         if self.explanation is not None:
-            lines += ["expected from:", str(self.explanation)]
+            lines += ["expected from:", _around_first_event(self.explanation)]
+        if self.causes:
+            lines += ["suggestions:", *(f"  - {cause}" for cause in self.causes)]
         return "\n".join(lines)
+
+
+def _around_first_event(explanation: Explanation) -> str:
+    """Return the additions around the first overflow: as many as a failing test is worth."""
+    console = Console(width=110, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(explanation.table(STEPS))
+    return capture.get() + explanation.summary()
 
 
 def in_hex(code: int) -> str:
@@ -71,8 +95,14 @@ def compare(a: Any, b: Any, hw: Hardware | str, observed: Any, gemm: str = "fpro
     explanation = explain(a, b, hw, row, col, gemm, c)
     return Comparison(
         False, row, col, int(expected[row, col]), int(found[row, col]), len(wrong), expected.size,
-        explanation=explanation,
+        explanation=explanation, find_causes=lambda: _causes(left, right, datapath, found, c),
     )  # fmt: skip
+
+
+def _causes(a: Array, b: Array, datapath: Datapath, observed: Array, c: Any) -> tuple[str, ...]:
+    from fqtsim.identify.search import explain_mismatch
+
+    return tuple(str(cause) for cause in explain_mismatch(a, b, datapath, observed, c))
 
 
 def assert_bitexact(actual: Any, a: Any, b: Any, hw: Hardware | str, gemm: str = "fprop", c: Any = None) -> None:
@@ -86,4 +116,5 @@ def assert_bitexact(actual: Any, a: Any, b: Any, hw: Hardware | str, gemm: str =
     if not comparison.outputs:
         raise InputError("actual: has no outputs, so nothing was compared; pass non-empty operands")
     if not comparison.equal:
-        raise AssertionError(str(comparison))
+        # The text is made when somebody reads it: a search for a smaller case fails thousands of times unread.
+        raise AssertionError(comparison)

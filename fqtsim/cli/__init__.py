@@ -26,6 +26,8 @@ _COMMANDS = {
     "crosscheck": ("crosscheck", "Train the same run on two backends and compare every bit."),
     "sweep": ("sweep", "Train a grid of designs and judge each against fp32 and QAT."),
     "report": ("sweep", "Print a sweep's table again and write its page."),
+    "golden": ("golden", "Make golden vectors, and check a kernel against them."),
+    "identify": ("identify", "Find what hardware, or which change of it, produced given outputs."),
     "hardware": ("catalogue", "List or show hardware descriptions."),
     "recipe": ("catalogue", "List or show training recipes."),
     "data": ("data", "Get data sets."),
