@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MOST_CASES = 8
 """Failing cases, and passing ones, that a cause must agree with."""
-MOST_PRODUCTS = 1 << 22
+MOST_PRODUCTS = 1 << 23
 
 
 def likely_causes(results: Sequence[CaseResult], hardware: Hardware) -> tuple[str, ...]:
@@ -44,7 +44,9 @@ def _of_gemms(results: Sequence[CaseResult], hardware: Hardware) -> tuple[str, .
         return ()
     equal = [result for result in usable if result.equal]
     # Among the passing ones, the largest say most.
-    chosen = [*failing[:MOST_CASES], *equal[-MOST_CASES:]]
+    # The largest tell sizes of tiles apart, the smallest are quick to refuse a change.
+    half = MOST_CASES // 2
+    chosen = [*failing[:half], *failing[half:][-half:], *equal[-MOST_CASES:]]
     gemm = failing[0].case.parameters["gemm"]
     seen = [
         Observation(case.inputs["a"], case.inputs["b"], result.observed.get("codes", case.expected["codes"]),

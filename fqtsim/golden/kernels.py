@@ -103,7 +103,7 @@ def _plain(value: Any, name: str) -> Array:
         raise KernelFault(
             f"returned {type(value).__name__} for {name}, which is no array ({_one_line(error)})"
         ) from None
-    if found.dtype.hasobject:
+    if found.dtype.kind not in "biuf":
         raise KernelFault(f"returned {type(value).__name__} for {name}, which is no array of numbers")
     return found
 

@@ -179,10 +179,10 @@ def _conditions(case: Case, hardware: Hardware, right: Array, wrong: Array) -> l
 
 
 def _magnitude(right: Array, wrong: Array) -> Iterator[str]:
-    if wrong.all():
+    if wrong.all() or wrong.size * CHANCE < 1:
         return
     least, most = int(np.abs(right[wrong]).min()), int(np.abs(right[~wrong]).max())
-    if least > most >= 128:
+    if least > most >= 8:
         yield f"only outputs beyond {most} in magnitude (2^{most.bit_length() - 1} and more)"
 
 

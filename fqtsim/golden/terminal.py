@@ -13,6 +13,8 @@ from fqtsim.golden.check import CaseResult, Verdict, shapes_of
 
 STEPS = 8
 """Additions shown around the first that overflows."""
+WIDE = 110
+"""Columns of a terminal from which tables have frames."""
 MOST_LISTED = 12
 """Failing cases that are listed; the rest is counted."""
 
@@ -41,7 +43,7 @@ def _show_list(title: str, sentences: Sequence[str], console: Console) -> None:
         console.print(Text(f"  - {sentence}"))
 
 
-def plain(verdict: Verdict, width: int = 110) -> str:
+def plain(verdict: Verdict, width: int = WIDE) -> str:
     """Return the same as text without colours."""
     console = Console(width=width, color_system=None, force_terminal=False, highlight=False)
     with console.capture() as capture:
@@ -80,7 +82,9 @@ def suggested(causes: Sequence[str]) -> str:
 
 def shape_words(case: Case) -> str:
     """Return the shapes of a case's inputs: "a 5x67, b 67x8, c 5x8"."""
-    return ", ".join(f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in shapes_of(case).items())
+    return ", ".join(
+        f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in sorted(shapes_of(case).items())
+    )
 
 
 def what_happened(result: CaseResult) -> str:
@@ -118,9 +122,18 @@ def _show_case(result: CaseResult, console: Console) -> None:
         console.print(Text(f"  {line}"))
     if result.explanation is not None:
         console.print(Text("  expected from:"))
-        console.print(result.explanation.table(STEPS))
+        console.print(_narrowed(result.explanation.table(STEPS), console.width))
         console.print(Text(result.explanation.summary()))
     _show_list("patterns", result.patterns, console)
+
+
+def _narrowed(table: Table, width: int) -> Table:
+    """Return a table of additions without its frame where the frame would cost digits of the codes."""
+    if width < WIDE:
+        table.box, table.pad_edge = None, False
+        for column in table.columns:
+            column.no_wrap, column.overflow = True, "fold"
+    return table
 
 
 def case_lines(result: CaseResult) -> list[str]:
@@ -130,7 +143,7 @@ def case_lines(result: CaseResult) -> list[str]:
     return result.mismatch.lines()
 
 
-def case_text(result: CaseResult, causes: Sequence[str] = (), width: int = 110) -> str:
+def case_text(result: CaseResult, causes: Sequence[str] = (), width: int = WIDE) -> str:
     """Return one case as text without colours: first mismatch, additions around it, patterns, suggestions."""
     console = Console(width=width, color_system=None, force_terminal=False, highlight=False)
     with console.capture() as capture:

@@ -226,8 +226,6 @@ def _strided(problem: Problem, name: str, stride: Callable[[int, int, int], int]
     if modulo:
         return with_operand(problem, name, flat[places % flat.size])
     inside = places < flat.size
-    if inside.all():  # the same as starting again, which is the simpler of the two
-        return None
     return with_operand(problem, name, np.where(inside, flat[np.minimum(places, flat.size - 1)], 0))
 
 

@@ -71,6 +71,10 @@ def _storage(datapath: Datapath) -> Iterator[Change]:
     if form is not None and form.signed and word is Overflow.SATURATE:
         text = f"the result is clamped to -{form.maximum}..{form.maximum}: the most negative code is unused"
         yield Change(text, "output", codes=partial(into, form=form, word=Overflow.SATURATE_SYMMETRIC))
+    if form is not None and word is not Overflow.SATURATE:
+        text = f"the sum is kept without a limit, and saturates to {form} once, when it is stored"
+        yield Change(text, "output", datapath=partial(replaced, place=-1, register_word="exact", overflow=None),
+                     codes=partial(into, form=form, word=Overflow.SATURATE))  # fmt: skip
     bits = 64 if form is None else form.bits
     for width in (8, 16, 24, 12, 32):
         if width >= bits:
@@ -165,6 +169,11 @@ def _floats() -> Iterator[Change]:
     for name in ("float32", "bfloat16", "float16", "tf32"):
         yield Change(f"the result is rounded to {name}", "output", codes=partial(_as_float, name=name),
                      common=name != "tf32")  # fmt: skip
+    for name in ("float32", "bfloat16"):
+        for saturates, end in ((False, "what int32 cannot hold becomes -2**31, as on x86"),
+                               (True, "saturates at int32, as on a GPU")):  # fmt: skip
+            change = partial(_through_float, name=name, saturates=saturates)
+            yield Change(f"the result is rounded to {name}, and {end}", "output", codes=change)
     for name in ("float32", "float16", "bfloat16"):
         yield Change(f"products are added in {name}", "arithmetic", run=partial(accumulated, name=name, tile=1))
         for tile in (16, 32, 64, 128, 8, 4, 256):
@@ -174,3 +183,10 @@ def _floats() -> Iterator[Change]:
 
 def _as_float(codes: Array, _problem: Problem, name: str) -> Array:
     return rounded_to(codes, name)
+
+
+def _through_float(codes: Array, _problem: Problem, name: str, saturates: bool) -> Array:
+    rounded = rounded_to(codes, name)
+    low, high = -(1 << 31), (1 << 31) - 1
+    kept: Array = np.clip(rounded, low, high) if saturates else np.where(abs(rounded) <= high, rounded, low)
+    return kept
