@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from independent import model
 from mac import chain, hardware
 
 import fqtsim
+from fqtsim.api.compare import said as said_of
 from fqtsim.backends import Events
 from fqtsim.errors import BackendRefused, InputError
 
@@ -248,7 +250,40 @@ def test_compare_finds_the_first_wrong_output() -> None:
     first = (
         "2 of 4 outputs differ; first at [0, 0]:\n  expected 44 (0x0000002c)\n  observed 97 (0x00000061), off by 53\n"
     )
-    assert trimmed(found) == f"{first}expected from:\n{EXPLAINED}"
+    why = next(number for number, step in enumerate(found.explanation.steps) if step.event)  # type: ignore[union-attr]
+    assert trimmed(found) == f"{first}expected from:\n{EXPLAINED}\nshown: step {why} is the only that overflows"
+
+
+def one_wrong(change: Callable[[np.ndarray, np.ndarray, int], int]) -> str:
+    """The text of a comparison in which output [2, 1] of a sum of 40 products without overflow is another code."""
+    generator = np.random.default_rng(7)
+    a, b = generator.integers(0, 256, (3, 40)).astype(np.uint8), generator.integers(-128, 128, (40, 2)).astype(np.int8)
+    codes = fqtsim.gemm(a, b, "int8_acc32_wrap").codes
+    wide = codes.astype(np.int64)
+    wide[2, 1] = change(a[2].astype(np.int64), b[:, 1].astype(np.int64), int(wide[2, 1]))
+    return str(fqtsim.compare(a, b, "int8_acc32_wrap", wide))
+
+
+def test_without_overflow_the_window_is_where_the_difference_can_be_placed() -> None:
+    lost = one_wrong(lambda a, b, code: code - int(a[21] * b[21]))
+    assert "steps 17..24 of 40 shown" in lost
+    assert "shown: step 21: without its item the sum is the observed code" in lost
+    twice = one_wrong(lambda a, b, code: code + int(a[9] * b[9]))
+    assert "shown: step 9: with its item added twice the sum is the observed code" in twice
+    stopped = one_wrong(lambda a, b, code: int((a * b)[:30].sum()))
+    assert "shown: the observed code is the sum before step 30" in stopped
+    assert "shown: the last steps: " in one_wrong(lambda a, b, code: code ^ 0x155)
+
+
+def test_suggestions_say_on_which_outputs_they_were_tried() -> None:
+    a, b = np.full((2, 40), 255, np.uint8), np.full((40, 3), 127, np.int8)
+    right = fqtsim.gemm(a[:, :-1], b[:-1], "int8_acc32_wrap").codes
+    said = fqtsim.compare(a, b, "int8_acc32_wrap", right).causes
+    assert said[0] == "the last k is left out (reproduces all 6 outputs of this case, 6 wrong)"
+    cause = SimpleNamespace(text="it wraps", reproduces_all=True, outputs=4096, wrong=7)
+    assert said_of(cause, 1 << 24, "this case") == (
+        "it wraps (reproduces a sample of 4,096 of 16,777,216 outputs of this case)"
+    )
 
 
 def test_negative_and_long_codes_are_shown_in_hexadecimal() -> None:

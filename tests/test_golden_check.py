@@ -18,8 +18,9 @@ from fqtsim.cli import main
 from fqtsim.errors import InputError
 from fqtsim.golden.case import GoldenSet
 from fqtsim.golden.check import check, check_file
+from fqtsim.golden.command import CommandKernel
 from fqtsim.golden.files import save
-from fqtsim.golden.kernels import CommandKernel, ImportedKernel, KernelFault, OutputsFile, read_arrays, write_arrays
+from fqtsim.golden.kernels import ImportedKernel, KernelFault, OutputsFile, read_arrays, write_arrays
 from fqtsim.golden.make import make_golden
 from fqtsim.golden.page import mismatch_map, render, write_page
 

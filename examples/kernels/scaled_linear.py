@@ -1,11 +1,14 @@
-"""An INT8 linear layer whose epilogue scales, rounds, adds a zero point and saturates, in float32 as XNNPACK does.
+"""INT8 linear layers with two epilogues: codes as XNNPACK stores them, and float32 with a step per row and column.
 
     fqtsim golden make --hardware xnnpack_fp32 --kind requantize --out epilogue.safetensors
     fqtsim golden check epilogue.safetensors --kernel scaled_linear.py:requantize_half_away
+    fqtsim golden make --hardware xnnpack_fp32 --kind scaled_linear --out scaled.safetensors
+    fqtsim golden check scaled.safetensors --kernel scaled_linear.py:scaled_linear_float32
 
 The bug of `requantize_half_away` is C's roundf(): halves go away from zero, where the hardware rounds them to even.
 Random products times a random scale are hardly ever exact halves, so `torch.equal` on random data passes; a tolerance
-of one code always does.
+of one code always does. The bug of `scaled_linear_float32` is that it rounds the accumulator and the product of the
+steps to float32 before it multiplies them; a tolerance of one unit in the last place hides most of it.
 """
 
 from typing import Any
@@ -28,6 +31,21 @@ def linear(x: Any, w: Any, scale: Any, zero_point: int = 0, epilogue: Any = requ
     """Return int8 outputs (M, N) of codes x (M, K) and weights w (N, K), both int8; scale is x's times w's over y's."""
     acc = torch.as_tensor(x).int() @ torch.as_tensor(w).int().T
     return epilogue(acc, scale, zero_point)
+
+
+def scaled_linear(x: Any, w: Any, row_step: Any, column_step: Any, bias: Any = None) -> torch.Tensor:
+    """Return float32 (M, N) of codes x (M, K) and w (N, K): steps multiplied in float64, one rounding, the bias."""
+    acc = torch.as_tensor(x).int() @ torch.as_tensor(w).int().T
+    scale = torch.as_tensor(row_step).double()[:, None] * torch.as_tensor(column_step).double()
+    y = (acc.double() * scale).float()
+    return y if bias is None else y + torch.as_tensor(bias)
+
+
+def scaled_linear_float32(x: Any, w: Any, row_step: Any, column_step: Any, bias: Any = None) -> torch.Tensor:
+    """Return the same with the bug: every step of the epilogue is rounded to float32."""
+    acc = torch.as_tensor(x).int() @ torch.as_tensor(w).int().T
+    y = acc.float() * (torch.as_tensor(row_step)[:, None] * torch.as_tensor(column_step))
+    return y if bias is None else y + torch.as_tensor(bias)
 
 
 def _scaled(acc: Any, scale: Any) -> torch.Tensor:

@@ -20,6 +20,9 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
 TILE_M, TILE_N, TILE_K = 32, 32, 128
+RUN = 1023
+"""Tiles of k whose products tl.dot adds up: 128 * 128 * RUN * TILE_K < 2**31. Beyond that its int32 accumulator may
+clamp: with tiles of fewer than 64 rows Triton emits mma.sync with .satfinite (docs/silicon.md)."""
 
 BUGS = {
     "float32_accumulator": "products are summed in float32",
@@ -36,11 +39,14 @@ BUGS = {
     "start_of_row_0": "the start value has no row stride, as if it were a bias",
 }
 
+EACH_TILE = ("float32_accumulator", "int64_clamped", "wrong_accumulator")
+"""Bugs of the addition to `total`, which those kernels perform for every tile."""
+
 
 @triton.jit
 def gemm_kernel(
     a_ptr, b_ptr, c_ptr, out_ptr, M, N, K, b_stride,
-    HAS_START: tl.constexpr, PARTS: tl.constexpr, BUG: tl.constexpr,
+    HAS_START: tl.constexpr, PARTS: tl.constexpr, BUG: tl.constexpr, RUN: tl.constexpr,
     TILE_M: tl.constexpr, TILE_N: tl.constexpr, TILE_K: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * TILE_M + tl.arange(0, TILE_M)[:, None]
@@ -59,18 +65,22 @@ def gemm_kernel(
     if BUG == "int64_clamped":
         total = start.to(tl.int64)
     tiles = K // TILE_K if BUG == "tail_dropped" else tl.cdiv(K, TILE_K)
-    for tile in range(part, tiles, PARTS):
-        k = tile * TILE_K + tl.arange(0, TILE_K)
-        within = k < K
-        if BUG == "tail_wraps":
-            k = k % K
+    for first in range(part, tiles, PARTS * RUN):
+        # tl.dot adds to `products`, which begins at 0 and cannot overflow in one run; runs, and the start value, are
+        # added by integer additions, which wrap. An addition of a bare tl.dot would be merged into its accumulator.
+        products = tl.zeros((TILE_M, TILE_N), tl.int32)
+        for tile in range(first, min(first + PARTS * RUN, tiles), PARTS):
+            k = tile * TILE_K + tl.arange(0, TILE_K)
             within = k < K
-        b_places = k[:, None] * b_stride + cols
-        a = tl.load(a_ptr + rows * K + k[None, :], mask=(rows < M) & within[None, :], other=0)
-        b = tl.load(b_ptr + b_places, mask=within[:, None] & (cols < N) & (b_places < K * N), other=0)
-        products = tl.dot(a, b, out_dtype=tl.int32)
-        if BUG == "zero_point_kept":
-            products += 128 * tl.sum(b.to(tl.int32), axis=0)[None, :]
+            if BUG == "tail_wraps":
+                k = k % K
+                within = k < K
+            b_places = k[:, None] * b_stride + cols
+            a = tl.load(a_ptr + rows * K + k[None, :], mask=(rows < M) & within[None, :], other=0)
+            b = tl.load(b_ptr + b_places, mask=within[:, None] & (cols < N) & (b_places < K * N), other=0)
+            products = tl.dot(a, b, products, out_dtype=tl.int32)
+            if BUG == "zero_point_kept":
+                products += 128 * tl.sum(b.to(tl.int32), axis=0)[None, :]
         total = start + products if BUG == "wrong_accumulator" else total + products.to(total.dtype)
     if BUG == "float32_result":
         total = total.to(tl.float32)
@@ -105,6 +115,7 @@ def matmul(a: Any, b: Any, c: Any = None, bug: str = "", parts: int = 1) -> torc
             c is not None,
             parts,
             bug,
+            1 if bug in EACH_TILE else RUN,
             TILE_M,
             TILE_N,
             TILE_K,

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from fqtsim.api.arrays import Array, checked_operands, checked_start, to_numpy
-from fqtsim.api.explain import Explanation, explain
+from fqtsim.api.explain import Explanation, explain, steps_under
 from fqtsim.api.multiply import chosen_datapath, plain_codes
 from fqtsim.errors import InputError
 from fqtsim.hw.spec import Datapath, Hardware
 
 STEPS = 8
 """Additions shown of the first wrong output."""
+MOST_SAID = 5
+"""Suggestions in the text of a failure."""
+
+
+class Suggested(NamedTuple):
+    """What a search for causes found: its sentences, and the additions of the first wrong output under the first."""
+
+    texts: tuple[str, ...]
+    steps: tuple[Any, ...] | None
 
 
 @dataclass(frozen=True)
@@ -36,15 +45,19 @@ class Comparison:
     #: Every addition of the first wrong output.
     explanation: Explanation | None = None
     #: Tries changes of the datapath on all outputs.
-    find_causes: Callable[[], tuple[str, ...]] | None = field(default=None, repr=False, compare=False)
+    find_causes: Callable[[], Suggested] | None = field(default=None, repr=False, compare=False)
 
     @cached_property
+    def _suggested(self) -> Suggested:
+        return self.find_causes() if self.find_causes else Suggested((), None)
+
+    @property
     def causes(self) -> tuple[str, ...]:
         """Suggestions: changes of the datapath that give every observed output; found when first asked for.
 
         Empty where all outputs are equal, and where nothing that was tried gives them.
         """
-        return self.find_causes() if self.find_causes else ()
+        return self._suggested.texts
 
     def __str__(self) -> str:
         if self.equal:
@@ -56,18 +69,23 @@ class Comparison:
             f"  observed {observed} ({in_hex(observed)}), off by {observed - expected}",
         ]
         if self.explanation is not None:
-            lines += ["expected from:", _around_first_event(self.explanation)]
+            lines += ["expected from:", _window(self.explanation.focused(observed, self._suggested.steps))]
         if self.causes:
-            lines += ["suggestions:", *(f"  - {cause}" for cause in self.causes)]
+            lines += ["suggestions:", *(f"  - {cause}" for cause in self.causes[:MOST_SAID])]
+            more = len(self.causes) - MOST_SAID
+            lines += (
+                [f"  and {more} more that these outputs cannot tell apart: compare(...).causes"] if more > 0 else []
+            )
         return "\n".join(lines)
 
 
-def _around_first_event(explanation: Explanation) -> str:
-    """Return the additions around the first overflow: as many as a failing test is worth."""
+def _window(explanation: Explanation) -> str:
+    """Return the additions around the one that tells most, as many as a failing test is worth, and why that one."""
     console = Console(width=110, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(explanation.table(STEPS))
-    return capture.get() + explanation.summary()
+    why = f"\nshown: {explanation.why}" if explanation.why else ""
+    return capture.get() + explanation.summary() + why
 
 
 def in_hex(code: int) -> str:
@@ -95,14 +113,32 @@ def compare(a: Any, b: Any, hw: Hardware | str, observed: Any, gemm: str = "fpro
     explanation = explain(a, b, hw, row, col, gemm, c)
     return Comparison(
         False, row, col, int(expected[row, col]), int(found[row, col]), len(wrong), expected.size,
-        explanation=explanation, find_causes=lambda: _causes(left, right, datapath, found, c),
+        explanation=explanation, find_causes=lambda: _causes(left, right, datapath, found, c, row, col),
     )  # fmt: skip
 
 
-def _causes(a: Array, b: Array, datapath: Datapath, observed: Array, c: Any) -> tuple[str, ...]:
+def _causes(a: Array, b: Array, datapath: Datapath, observed: Array, c: Any, row: int, col: int) -> Suggested:
+    from fqtsim.identify.change import Problem
     from fqtsim.identify.search import explain_mismatch
 
-    return tuple(str(cause) for cause in explain_mismatch(a, b, datapath, observed, c))
+    causes = explain_mismatch(a, b, datapath, observed, c)
+    texts = tuple(said(cause, observed.size, "this case") for cause in causes)
+    start = checked_start(c, datapath, (a.shape[0], b.shape[1]))
+    problem = Problem(a.astype(np.int32), b.astype(np.int32), start, datapath)
+    return Suggested(texts, steps_under(causes[0].change, problem, row, col) if causes else None)
+
+
+def said(cause: Any, total: int, where: str) -> str:
+    """Return a cause of fqtsim.identify as a sentence that says on which of `total` outputs it was tried.
+
+    where: what the outputs are of, as "this case".
+    """
+    if not cause.reproduces_all:
+        return str(cause)
+    if cause.outputs < total:
+        return f"{cause.text} (reproduces a sample of {cause.outputs:,} of {total:,} outputs of {where})"
+    every = f"all {total:,} outputs" if total > 1 else "the only output"
+    return f"{cause.text} (reproduces {every} of {where}, {cause.wrong:,} wrong)"
 
 
 def assert_bitexact(actual: Any, a: Any, b: Any, hw: Hardware | str, gemm: str = "fprop", c: Any = None) -> None:

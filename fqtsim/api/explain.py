@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,9 @@ from fqtsim.ref.gemm import Output, Step, dot
 
 SHOWN = 24
 """Rows printed around what matters; the rest is counted."""
+MOST_ALIKE = 3
+"""Additions that may each make up a difference; more of them would be chance."""
+LAST = "the last steps: nothing overflows, and no single step makes up the difference"
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,72 @@ class Explanation:
     datapath: Datapath
     #: The operand codes, for the first level's products.
     products: tuple[tuple[int, int], ...]
+    #: What each product stands for where k is not enough, and the title of that column: of a convolution.
+    terms: tuple[str, ...] = ()
+    terms_title: str = ""
+    #: What the table is called; "" for row and column.
+    title: str = ""
+    #: The addition that the table is shown around, and why; None: the first that overflows.
+    focus: int | None = None
+    why: str = ""
+
+    def focused(self, observed: int, other: Sequence[Step] | None = None) -> Explanation:
+        """Return the same, shown around the addition that tells most about an observed code, and why it is that one.
+
+        other: the additions of a computation that gives the observed code, where one is known. Otherwise the first
+        overflow, an addition whose item is the difference, the addition up to which the sums agree, or the last ones.
+        """
+        if not self.steps:
+            return self
+        found = self._first_difference(other) or self._first_overflow() or self._missing_item(observed)
+        focus, why = found or self._stopped(observed) or (len(self.steps) - 1, LAST)
+        return replace(self, focus=focus, why=why)
+
+    def _first_difference(self, other: Sequence[Step] | None) -> tuple[int, str] | None:
+        if other is None:
+            return None
+        for number, step in enumerate(self.steps):
+            if number >= len(other):
+                return number, f"step {number} is the first that the first suggestion leaves out"
+            if other[number] != step:
+                change = other[number]
+                there = f"there {change.before} + {change.item} gives {change.after}"
+                return number, f"step {number} is the first that differs under the first suggestion: {there}"
+        more = len(other) - len(self.steps)
+        last = len(self.steps) - 1
+        return (last, f"the first suggestion has {more} more steps after step {last}") if more else None
+
+    def _first_overflow(self) -> tuple[int, str] | None:
+        overflows = [number for number, step in enumerate(self.steps) if step.event]
+        if not overflows:
+            return None
+        count = "the only" if len(overflows) == 1 else f"the first of {len(overflows)}"
+        return overflows[0], f"step {overflows[0]} is {count} that overflows"
+
+    def _missing_item(self, observed: int) -> tuple[int, str] | None:
+        """Return the addition whose item makes up the difference; nothing where several could be it by chance."""
+        ways = {1: "without its item", -1: "with its item added twice", 2: "with its item subtracted"}
+        for factor, way in ways.items():
+            fitting = [
+                n for n, step in enumerate(self.steps) if step.item and factor * step.item == self.code - observed
+            ]
+            if 1 <= len(fitting) <= MOST_ALIKE:
+                which = "" if len(fitting) == 1 else f" (or step {', '.join(map(str, fitting[:-1]))})"
+                return fitting[-1], f"step {fitting[-1]}{which}: {way} the sum is the observed code"
+        return None
+
+    def _stopped(self, observed: int) -> tuple[int, str] | None:
+        last = len(self.datapath.levels) - 1
+        at = [number for number, step in enumerate(self.steps) if step.level == last and step.before == observed]
+        return (at[-1], f"the observed code is the sum before step {at[-1]}") if at else None
 
     def table(self, limit: int | None = SHOWN) -> Table:
-        """Return the steps as a table, around the first addition that overflows where there are more than limit."""
+        """Return the steps as a table, where there are more than limit around the focus, or the first overflow."""
         levels = self.datapath.levels
-        table = Table(title=f"output [{self.row}, {self.col}]", title_justify="left")
+        table = Table(title=self.title or f"output [{self.row}, {self.col}]", title_justify="left")
         for name in ("step", "level", "register", "item", "before", "exact sum", "after", "event"):
+            if name == "item" and self.terms:
+                table.add_column(self.terms_title)
             table.add_column(name, justify="left" if name in ("register", "event") else "right")
         first, end = self._window(limit)
         for number in range(first, end):
@@ -49,17 +113,22 @@ class Explanation:
             style = "bold red" if step.event else ""
             cells = [number, step.level, f"{register}[{step.register}]", self._item(number, step)]
             cells += [step.before, step.exact, step.after, self._event(step)]
+            if self.terms:
+                cells.insert(3, self.terms[number] if step.level == 0 and number < len(self.terms) else "")
             table.add_row(*(Text(str(cell)) for cell in cells), style=style)
         hidden = len(self.steps) - (end - first)
         if hidden:
-            table.caption = f"{hidden} more additions; steps {first}..{end - 1} of {len(self.steps)} shown"
+            more = "1 more addition" if hidden == 1 else f"{hidden} more additions"
+            table.caption = f"{more}; steps {first}..{end - 1} of {len(self.steps)} shown"
         return table
 
     def _window(self, limit: int | None) -> tuple[int, int]:
         if limit is None or len(self.steps) <= limit:
             return 0, len(self.steps)
-        overflows = [number for number, step in enumerate(self.steps) if step.event]
-        first = max(0, min((overflows[0] if overflows else 0) - limit // 2, len(self.steps) - limit))
+        around = self.focus
+        if around is None:
+            around = next((number for number, step in enumerate(self.steps) if step.event), 0)
+        first = max(0, min(around - limit // 2, len(self.steps) - limit))
         return first, first + limit
 
     def _item(self, number: int, step: Step) -> str:
@@ -104,3 +173,20 @@ def explain(
     output = dot(codes_a, codes_b, datapath.levels, 0 if start is None else int(start[row, col]))
     products = tuple(zip(codes_a, codes_b, strict=True))
     return Explanation(row, col, output.steps, output.code, output.unlimited, output, datapath, products)
+
+
+def steps_under(change: Any, problem: Any, row: int, col: int) -> tuple[Step, ...] | None:
+    """Return the additions of one output under a Change of fqtsim.identify; None where it is none of additions.
+
+    problem: a Problem of fqtsim.identify.change, with all of its rows and columns.
+    """
+    if change.run or change.table or change.codes or change.reach == "outputs":
+        return None
+    changed = problem.part([row], [col]) if change.reach == "output" else problem
+    if change.operands is not None:
+        changed = change.operands(changed) or changed
+    if change.reach == "operands":
+        changed = changed.part([row], [col])
+    datapath = changed.datapath if change.datapath is None else change.datapath(changed.datapath) or changed.datapath
+    a, b = changed.a[0].tolist(), changed.b[:, 0].tolist()
+    return dot(a, b, datapath.levels, int(changed.start[0, 0])).steps

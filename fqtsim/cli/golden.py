@@ -16,6 +16,9 @@ from fqtsim.words import GEMMS
 if TYPE_CHECKING:
     from fqtsim.golden.case import GoldenSet
 
+NO_LARGE = "No large cases: those of more than 512 KiB, which hold a seed in place of operands."
+"""Of make and of check, which mean the same cases."""
+
 
 @click.group()
 def golden() -> None:
@@ -29,12 +32,12 @@ def golden() -> None:
     "--kind",
     default="gemm",
     show_default=True,
-    help="gemm, conv, quantize, requantize, linear; several with commas.",
+    help="gemm, conv, quantize, requantize, scaled_linear, linear; several with commas.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True, help="Of random inputs.")
 @click.option("--trace", is_flag=True, help="Hold the registers of every level too, of small cases.")
 @click.option("--no-start", is_flag=True, help="No cases with start values c, for kernels that take none.")
-@click.option("--no-large", is_flag=True, help="No cases of size 4096.")
+@click.option("--no-large", is_flag=True, help=NO_LARGE)
 @click.option(
     "--format",
     "form",
@@ -83,10 +86,15 @@ def _say(made: GoldenSet, out: Path) -> None:
 @golden.command()
 @click.argument("set_file", metavar="SET", type=click.Path(path_type=Path))
 @click.option("--kernel", metavar="MODULE:FUNCTION", help="A Python function; or FILE.py:FUNCTION.")
-@click.option("--command", metavar="TEXT", help='A program, as "./kernel {inputs} {outputs}".')
+@click.option(
+    "--command",
+    metavar="TEXT",
+    help='A program: "./kernel {inputs} {outputs}" for npz, or for raw files '
+    '"./gemm {a.0} {a.1} {b.1} {a} {b} {c} {codes}".',
+)
 @click.option("--outputs", type=click.Path(path_type=Path), help="A file of outputs that the kernel wrote before.")
 @click.option("--case", "cases", multiple=True, metavar="PATTERN", help="Only cases whose name fits; may be repeated.")
-@click.option("--no-large", is_flag=True, help="No seeded cases: their operands need not be made.")
+@click.option("--no-large", is_flag=True, help=NO_LARGE)
 @click.option("--layouts", is_flag=True, help="Run smaller GEMMs again with column-major operands.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, show_default=True,
               help="Seconds for each case.")  # fmt: skip
@@ -111,7 +119,8 @@ def check(
     refuse_vacuous(chosen)
     kept = [case for case in chosen.cases if _wanted(case.name, cases) and not (no_large and case.is_large)]
     if not kept:
-        raise InputError(f"--case {', '.join(cases)}: no case of {set_file} fits; see their names without --case")
+        asked = f"--case {', '.join(cases)}" if cases else "--no-large"
+        raise InputError(f"{asked}: no case of {set_file} fits; leave it out, or make a set that has some")
     return check_file(replace(chosen, cases=tuple(kept)), kernel, command, outputs, timeout, page, layouts)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fqtsim.cli.npz import MAX_ARRAY_BYTES, read_arrays
 from fqtsim.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _REQUANTIZATION = ({"acc", "codes"}, {"multiplier", "shift", "scale", "zero_poin
 
 def read_vectors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Return the arrays of an .npz or .safetensors file. Raises InputError for other names and other files."""
-    arrays = _safetensors(path) if path.suffix == ".safetensors" else _npz(path)
+    arrays = _safetensors(path) if path.suffix == ".safetensors" else read_arrays(path)
     for required, allowed in (_GEMM, _REQUANTIZATION):
         if required <= set(arrays) <= required | allowed:
             return arrays
@@ -28,31 +29,9 @@ def read_vectors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     )
 
 
-def _npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    import zipfile
-
-    import numpy as np
-
-    from fqtsim.cli.explain import _DAMAGE, MAX_ARRAY_BYTES
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.file_size > MAX_ARRAY_BYTES:
-                    raise InputError(f"{path}: {info.filename} has {info.file_size} bytes: must be at most 1 GiB")
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except _DAMAGE as error:
-        if isinstance(error, InputError | FileNotFoundError | PermissionError | IsADirectoryError):
-            raise
-        raise InputError(f"{path}: not a readable .npz of numbers ({error}); write it with numpy.savez") from error
-
-
 def _safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
-
-    from fqtsim.cli.explain import MAX_ARRAY_BYTES
 
     if path.stat().st_size > MAX_ARRAY_BYTES:
         raise InputError(f"{path}: has {path.stat().st_size} bytes: must be at most 1 GiB; give a part of it")

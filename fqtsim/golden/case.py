@@ -6,12 +6,14 @@
 | conv_fprop | x (N, C, H, W), w (CO, C / groups, KH, KW) | codes (N, CO, OH, OW) |
 | conv_dgrad | dh (N, CO, OH, OW), w (CO, C / groups, KH, KW) | codes (N, C, H, W) |
 | conv_wgrad | x (N, C, H, W), dh (N, CO, OH, OW) | codes (CO, C / groups, KH, KW) |
-| quantize | x float32, for stochastic rounding rand_bits of its shape | codes, step, zero_point |
+| quantize | x float32, for stochastic rounding rand_bits of its shape | codes, step, zero_point (bhq: and groups) |
 | requantize | acc (n,) | codes (n,) |
+| scaled_linear | x (M, K), w (N, K); float32 row_step (M,), column_step (N,), optionally bias (N,) | y (M, N) float32 |
 | linear_step | x, w, dh float32, and rand_bits of each stochastic port | codes of every port and GEMM, y, dx, dw |
 
-Operands of a GEMM or a convolution are codes as they enter the multiplier. Padding and the holes of a stride carry the
-parameter `fill`, the code of real zero.
+Operands of a GEMM, a convolution or a scaled linear layer are codes as they enter the multiplier; K = 0 gives c (S4.2).
+Padding and the holes of a stride carry the parameter `fill`, the code of real zero. bhq's group_rows lists the rows of
+all groups, leaders first, and group_sizes how many each group takes of them; scale is the factor of each row.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from fqtsim.hw.spec import Hardware
 
 Array = np.ndarray[Any, Any]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the form that cases take, in memory and in files."""
-KINDS = ("gemm", "conv_fprop", "conv_dgrad", "conv_wgrad", "quantize", "requantize", "linear_step")
+KINDS = (
+    "gemm", "conv_fprop", "conv_dgrad", "conv_wgrad", "quantize", "requantize", "scaled_linear", "linear_step",
+)  # fmt: skip
 """What a case may be about."""
 
 

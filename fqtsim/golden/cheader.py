@@ -13,6 +13,7 @@ _TOP = """\
  * Schema {schema}, generator version {version}, seed {seed}. Made by `fqtsim golden make`; do not edit.
  *
  * expected[m * n]: the accumulator codes of a (m, k) times b (k, n), row-major, starting at c where c is not NULL.
+ * Where k is 0, a and b have one element that is never read: C has no arrays of none.
  * Left out, being too large for a header: {left_out}.
  */
 #ifndef FQTSIM_GOLDEN_H
@@ -72,7 +73,7 @@ def _arrays(case: Case) -> str:
 
 def _array(name: str, type_name: str, values: Array) -> str:
     wide = values.dtype.itemsize == 8
-    words = [_literal(value, wide) for value in values.ravel().tolist()]
+    words = [_literal(value, wide) for value in values.ravel().tolist()] or ["0"]
     lines = ["    " + ", ".join(words[first : first + 16]) + "," for first in range(0, len(words), 16)]
     return f"static const {type_name} {name}[{len(words)}] = {{\n" + "\n".join(lines) + "\n};\n"
 

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from fqtsim.api.compare import in_hex
-from fqtsim.api.explain import Explanation, explain
+from fqtsim.api.explain import Explanation
 from fqtsim.errors import InputError
 from fqtsim.golden.case import Array, Case, GoldenSet
+from fqtsim.golden.command import CommandKernel
+from fqtsim.golden.derivation import Derivation
+from fqtsim.golden.first_wrong import explained_first, in_logical_order
 from fqtsim.golden.kernels import (
     TIME_LIMIT,
-    CommandKernel,
     ImportedKernel,
     Kernel,
     KernelFault,
@@ -83,8 +85,8 @@ class CaseResult:
     not_compared: tuple[str, ...] = ()
     #: Where and how the outputs are wrong, in sentences.
     patterns: tuple[str, ...] = ()
-    #: Every addition of the first wrong output of a GEMM.
-    explanation: Explanation | None = None
+    #: Where its expected value comes from: every addition of a GEMM or convolution, every stage of another rule.
+    explanation: Explanation | Derivation | None = None
 
     @property
     def equal(self) -> bool:
@@ -116,9 +118,10 @@ class Verdict:
 
     @property
     def shown(self) -> CaseResult | None:
-        """The failing case to look at first: one with outputs, and the fewest products."""
+        """The failing case to look at first: one with outputs, and the fewest products, though not none at all."""
         failing = [result for result in self.failures if result.mismatch is not None]
-        return min(failing, key=lambda result: size(result.case), default=next(iter(self.failures), None))
+        first = next(iter(self.failures), None)
+        return min(failing, key=lambda result: (not size(result.case), size(result.case)), default=first)
 
     def __str__(self) -> str:
         from fqtsim.golden.terminal import plain
@@ -197,9 +200,10 @@ def compared(case: Case, found: Mapping[str, Any], name: str | None = None) -> C
         return CaseResult(case, name, f"returned {', '.join(found) or 'nothing'}: none of {', '.join(case.expected)}")
     wrong: dict[str, Array] = {}
     first: Mismatch | None = None
-    for output, right in case.expected.items():
+    for output in in_logical_order(case):
         if output in missing:
             continue
+        right = case.expected[output]
         observed = np.asarray(found[output])
         fault = _unfit(output, observed, right)
         if fault is not None:
@@ -226,7 +230,8 @@ def differs(right: Array, observed: Array) -> Array:
     """Return which elements differ: integers as numbers, floats by their bits (0 is not -0)."""
     if right.dtype.kind == "f":
         word = f"i{right.dtype.itemsize}"
-        return np.asarray(np.ascontiguousarray(right).view(word) != np.ascontiguousarray(observed).view(word))
+        unlike = np.ascontiguousarray(right).view(word) != np.ascontiguousarray(observed).view(word)
+        return np.asarray(unlike).reshape(right.shape)  # NumPy makes a number of no dimension contiguous as one of one
     return np.asarray(right != observed)
 
 
@@ -238,45 +243,32 @@ def _first(output: str, right: Array, observed: Array, mask: Array) -> Mismatch:
 
 def _explained(verdict: Verdict, kernel: Kernel) -> Verdict:
     """Return the verdict with patterns, partial sums and causes."""
-    from fqtsim.golden.causes import likely_causes
+    from fqtsim.golden.causes import likely_causes, steps_of
     from fqtsim.golden.patterns import case_patterns, set_patterns
 
     failing = sorted((one for one in verdict.failures if one.mismatch is not None), key=lambda one: size(one.case))
+    likely = likely_causes(verdict.results, verdict.golden.hardware)
     better: dict[str, CaseResult] = {}
     for place, result in enumerate(failing[:MOST_PATTERNED]):
         again = kernel if place == 0 and kernel.can_run_again and result.name == result.case.name else None
         patterns = case_patterns(result, verdict.golden.hardware, again)
-        better[result.name] = replace(
-            result, patterns=patterns, explanation=explained_first(result, verdict.golden.hardware)
-        )
+        explanation = explained_first(result, verdict.golden.hardware, steps_of(likely, result))
+        better[result.name] = replace(result, patterns=patterns, explanation=explanation)
     results = tuple(better.get(result.name, result) for result in verdict.results)
-    return replace(
-        verdict, results=results, patterns=set_patterns(results), causes=likely_causes(results, verdict.golden.hardware)
-    )
-
-
-def explained_first(result: CaseResult, hardware: Hardware) -> Explanation | None:
-    """Return every addition of the first wrong output of a GEMM; None for other kinds."""
-    if result.case.kind != "gemm" or result.mismatch is None:
-        return None
-    row, col = result.mismatch.index
-    inputs = result.case.inputs
-    c = None if "c" not in inputs else inputs["c"][row : row + 1, col : col + 1]
-    found = explain(inputs["a"][row : row + 1], inputs["b"][:, col : col + 1], hardware, 0, 0,
-                    result.case.parameters["gemm"], c)  # fmt: skip
-    return replace(found, row=row, col=col)
+    return replace(verdict, results=results, patterns=set_patterns(results), causes=likely.texts)
 
 
 def explained_case(result: CaseResult, hardware: Hardware, kernel: Kernel | None = None) -> str:
     """Return one failing case as text: first mismatch, additions around it, patterns, suggestions."""
-    from fqtsim.golden.causes import likely_causes
+    from fqtsim.golden.causes import likely_causes, steps_of
     from fqtsim.golden.patterns import case_patterns
     from fqtsim.golden.terminal import case_text
 
     again = kernel if kernel is not None and kernel.can_run_again and result.name == result.case.name else None
     patterns = case_patterns(result, hardware, again)
-    full = replace(result, patterns=patterns, explanation=explained_first(result, hardware))
-    return case_text(full, likely_causes([result], hardware))
+    likely = likely_causes([result], hardware)
+    explanation = explained_first(result, hardware, steps_of(likely, result))
+    return case_text(replace(result, patterns=patterns, explanation=explanation), likely.texts)
 
 
 def check_file(

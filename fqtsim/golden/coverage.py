@@ -14,7 +14,7 @@ from fqtsim.golden.inputs import Array, Inputs, extent
 from fqtsim.hw.spec import Datapath, Level
 from fqtsim.words import Overflow
 
-MOST_PRODUCTS = 1 << 22
+MOST_PRODUCTS = 1 << 23
 """Products of a GEMM up to which every level is counted; beyond it, outputs alone."""
 
 

@@ -66,13 +66,16 @@ class Plan:
 
     datapath: Datapath
     draw: Draw
+    #: (lowest, highest) code of a and of b, where fewer than all can enter the multiplier.
+    within: tuple[tuple[int, int], tuple[int, int]] | None = None
     #: (lowest, highest) code that can enter the multiplier.
     a: tuple[int, int] = field(init=False)
     b: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "a", extent(self.datapath, "a"))
-        object.__setattr__(self, "b", extent(self.datapath, "b"))
+        ends = self.within or (extent(self.datapath, "a"), extent(self.datapath, "b"))
+        object.__setattr__(self, "a", ends[0])
+        object.__setattr__(self, "b", ends[1])
 
     def inputs(self, a: Array, b: Array, c: Array | None = None) -> Inputs:
         """Return operands in their formats' storage types, c as int64."""
@@ -203,6 +206,12 @@ def _start(m: int, k: int, n: int) -> Builder:
     return build
 
 
+def _start_empty_k(plan: Plan) -> Inputs:
+    """K = 0: no product, so that the start values come out; small ones, which no conversion rounds."""
+    low, high = (min(max(end, -100), 100) for end in plan.accumulator)
+    return {**plan.random((4, 0, 3)), "c": plan.draw.integers(low, high, (4, 3))}
+
+
 def _start_ends(plan: Plan) -> Inputs:
     """Start values at and beside the rails, and small sums of either sign that stay, touch and pass."""
     low, high = plan.accumulator
@@ -233,7 +242,9 @@ def random_cases() -> dict[str, Builder]:
         "markers_odd": _markers(97),
         "last_term": _last_term,
         **{name: _random(*shape) for name, shape in shapes.items()},
+        "empty_k": _random(5, 0, 3),
         **{f"k_{k}": _random(5, k, 3) for k in EDGES},
+        "start_empty_k": _start_empty_k,
         "start_random": _start(9, 37, 11),
         "start_ends": _start_ends,
         **{f"k_{k}": _random(2, k, 3) for k in LONG},

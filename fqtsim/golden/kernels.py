@@ -1,4 +1,4 @@
-"""Ways to run somebody's kernel on a case: a function, a function in a process of its own, a command, a file.
+"""Ways to run somebody's kernel on a case: a function, a function in a process of its own, a file; see command.py too.
 
 Whatever a kernel does (raise, hang, crash, write nonsense) becomes a KernelFault with one line of text. Input arrays
 are copies, so that a kernel cannot change the set that judges it.
@@ -9,13 +9,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import json
+import inspect
 import multiprocessing
 import os
-import shlex
-import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from abc import ABC, abstractmethod
@@ -35,8 +32,8 @@ MAX_OUTPUT_BYTES = 1 << 30
 """Largest file of outputs, and most bytes of all its arrays together."""
 START_LIMIT = 120.0
 """Seconds that importing a kernel's module may take."""
-_TEXT = 400
-FORMATS = ("npz", "safetensors")
+MOST_TEXT = 400
+"""Characters of what a kernel said that are passed on."""
 
 
 class KernelFault(Exception):
@@ -74,7 +71,7 @@ def as_kernel(kernel: Kernel | Callable[..., Any], time_limit: float = TIME_LIMI
     raise InputError(f"kernel = {kernel!r}: must be a function of a case's arguments, or one of fqtsim.golden.kernels")
 
 
-def _arguments(case: Case, inputs: Mapping[str, Array] | None) -> dict[str, Any]:
+def arguments_of(case: Case, inputs: Mapping[str, Array] | None) -> dict[str, Any]:
     """Return what the kernel is called with: copies, row-major unless `inputs` are laid out otherwise."""
     arguments = {**kernel_arguments(case), **(inputs or {})}
     return {name: value.copy("K") if isinstance(value, np.ndarray) else value for name, value in arguments.items()}
@@ -108,9 +105,22 @@ def _plain(value: Any, name: str) -> Array:
     return found
 
 
+def not_called(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+    """Return why a function cannot be called with these arguments by keyword; None where it can, or cannot be told."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some functions in C nothing is known
+        return None
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        return f"cannot be called ({error}): the arguments, by keyword, are {', '.join(sorted(arguments))}"
+    return None
+
+
 def _one_line(error: BaseException) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
-    return text if len(text) <= _TEXT else f"{text[:_TEXT]}..."
+    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]}..."
 
 
 def _raised(error: BaseException) -> str:
@@ -136,7 +146,10 @@ class FunctionKernel(Kernel):
         """Call it in a thread, so that a hang has an end. Raises KernelFault for what it raises."""
         if self._stuck:
             raise KernelFault("not run: it still hangs in an earlier case")
-        arguments, answers, errors = _arguments(case, inputs), [], []
+        arguments, answers, errors = arguments_of(case, inputs), [], []
+        unfit = not_called(self._function, arguments)
+        if unfit is not None:
+            raise KernelFault(unfit)
 
         def call() -> None:
             try:
@@ -183,14 +196,14 @@ class ImportedKernel(Kernel):
         if not self._process.is_alive():
             self._start()
         try:
-            self._pipe.send(_arguments(case, inputs))
+            self._pipe.send(arguments_of(case, inputs))
             if not self._pipe.poll(self._limit):
                 self.close()
                 raise KernelFault(f"gave no answer within {self._limit:g} s; its process was ended")
             state, answer = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(10)
-            raise KernelFault(f"ended its process{_signal(self._process.exitcode)}") from None
+            raise KernelFault(f"ended its process{signal_words(self._process.exitcode)}") from None
         if state != "answer":
             raise KernelFault(str(answer))
         return outputs_by_name(answer, case)
@@ -202,7 +215,8 @@ class ImportedKernel(Kernel):
         self._pipe.close()
 
 
-def _signal(code: int | None) -> str:
+def signal_words(code: int | None) -> str:
+    """Return how a process ended, as the end of a sentence."""
     if code is None or code >= 0:
         return "" if code is None else f" with exit code {code}"
     import signal
@@ -228,6 +242,9 @@ def _serve(spec: str, pipe: Any) -> None:
         except EOFError:
             return
         try:
+            unfit = not_called(function, arguments)
+            if unfit is not None:
+                raise KernelFault(unfit)
             answer = function(**arguments)
             if isinstance(answer, Mapping):
                 plain: Any = {str(name): _plain(value, str(name)) for name, value in answer.items()}
@@ -283,59 +300,6 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[key] = module
     spec.loader.exec_module(module)
     return module
-
-
-class CommandKernel(Kernel):
-    """A command that reads a file of inputs and writes a file of outputs, once for each case.
-
-    In the command, {inputs} and {outputs} stand for the two files, {parameters} for a JSON file of what a convolution
-    or quantizer needs beside arrays, {case} for the name of the case. No shell is involved.
-    """
-
-    def __init__(self, command: str, time_limit: float = TIME_LIMIT, form: str = "npz") -> None:
-        """form: npz or safetensors, of both files. Raises InputError for a command without both files."""
-        try:
-            self._words = shlex.split(command)
-        except ValueError as error:
-            raise InputError(f"--command {command}: cannot be split into words ({error}); close the quotes") from None
-        if "{inputs}" not in command or "{outputs}" not in command:
-            raise InputError(
-                f"--command {command}: must name {{inputs}} and {{outputs}}; write ./kernel {{inputs}} {{outputs}}"
-            )
-        if form not in FORMATS:
-            raise InputError(f"format = {form}: must be one of {', '.join(FORMATS)}")
-        self.name, self._limit, self._form = command, time_limit, form
-
-    def run(self, case: Case, inputs: Mapping[str, Array] | None = None) -> dict[str, Any]:
-        """Write the inputs, run the command, read what it wrote. Raises KernelFault."""
-        with tempfile.TemporaryDirectory(prefix="fqtsim-") as folder:
-            files = {name: Path(folder, f"{name}.{self._form}") for name in ("inputs", "outputs")}
-            files["parameters"] = Path(folder, "parameters.json")
-            arguments = _arguments(case, inputs)
-            arrays = {name: np.ascontiguousarray(value) for name, value in arguments.items() if name in case.inputs}
-            write_arrays(files["inputs"], arrays)
-            rest = {name: value for name, value in arguments.items() if name not in case.inputs}
-            files["parameters"].write_text(json.dumps(rest), encoding="utf-8")
-            self._execute({"case": case.name, **{name: str(file) for name, file in files.items()}})
-            if not files["outputs"].is_file():
-                raise KernelFault("wrote no file of outputs")
-            return outputs_by_name(read_arrays(files["outputs"]), case)
-
-    def _execute(self, names: Mapping[str, str]) -> None:
-        words = list(self._words)
-        for name, value in names.items():
-            words = [word.replace(f"{{{name}}}", value) for word in words]
-        try:
-            done = subprocess.run(
-                words, capture_output=True, timeout=self._limit, stdin=subprocess.DEVNULL, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise KernelFault(f"gave no answer within {self._limit:g} s; the command was ended") from None
-        except OSError as error:
-            raise InputError(f"--command {self.name}: {words[0]}: {error.strerror}; check the path") from None
-        if done.returncode:
-            said = " ".join(done.stderr.decode(errors="replace").split())[-_TEXT:]
-            raise KernelFault(f"ended{_signal(done.returncode)}{f': {said}' if said else ''}")
 
 
 class OutputsFile(Kernel):

@@ -31,7 +31,8 @@ from fqtsim.train.operands import Operand, encoded
 from fqtsim.train.run import Run
 from fqtsim.words import GEMMS, Rounding, ZeroPoint
 
-CHECKED_OUTPUTS = 12
+CHECKED_OUTPUTS, CHECKED_TERMS = 12, 100_000
+"""Outputs of a convolution that the definition repeats, fewer where each has many terms."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ GEOMETRIES = {
     "whole": Geometry(3, 2, (4, 5), 3, (4, 5)),
     "long": Geometry(1, 70, (6, 6), 3, (3, 3), padding=(2, 2)),
 }
-_SIDES = {"fprop": ("x", "w"), "dgrad": ("dh", "w"), "wgrad": ("x", "dh")}
+SIDES = {"fprop": ("x", "w"), "dgrad": ("dh", "w"), "wgrad": ("x", "dh")}
 
 
 def conv_cases(hardware: Hardware, seed: int) -> list[Case]:
@@ -91,7 +92,7 @@ def conv_cases(hardware: Hardware, seed: int) -> list[Case]:
 
 def _conv_case(name: str, gemm: str, geometry: Geometry, pattern: str, hardware: Hardware, seed: int) -> Case:
     datapath, draw = hardware.datapath_for(gemm), Draw(seed, name)
-    sides = _SIDES[gemm]
+    sides = SIDES[gemm]
     inputs: Inputs = {}
     for side, tensor in zip(("a", "b"), sides, strict=True):
         low, high = extent(datapath, side)
@@ -101,6 +102,12 @@ def _conv_case(name: str, gemm: str, geometry: Geometry, pattern: str, hardware:
         else:  # mostly one end, so that sums go far
             inputs[tensor] = draw.choices([high, high, high, low, high - 1], shape).astype(storage)
     fill = 0 if datapath.zero_point is not ZeroPoint.AFTER_ACCUMULATE else _fill(datapath, draw, pattern)
+    return conv_case(name, gemm, geometry, inputs, fill, hardware)
+
+
+def conv_case(name: str, gemm: str, geometry: Geometry, inputs: Inputs, fill: int, hardware: Hardware) -> Case:
+    """Return a case of codes in the layout of the layer: two of x, w and dh; fill is the code of real zero."""
+    datapath = hardware.datapath_for(gemm)
     parameters: dict[str, Any] = {
         "stride": list(geometry.stride), "padding": list(geometry.padding), "dilation": list(geometry.dilation),
         "groups": geometry.groups, "fill": fill,
@@ -125,16 +132,16 @@ def _convolve(
     """Return the accumulators in the layout of the layer, and what was counted, one GEMM a group."""
     parts, events, counts = [], Events(), Counter[str]()
     for group in range(geometry.groups):
-        matrices = _matrices(gemm, geometry, inputs, fill, group)
-        result = run(matrices, datapath, trace=is_counted_by_level(matrices))
-        counts.update(gemm_coverage(matrices, datapath, result))
+        operands = matrices(gemm, geometry, inputs, fill, group)
+        result = run(operands, datapath, trace=is_counted_by_level(operands))
+        counts.update(gemm_coverage(operands, datapath, result))
         events = events + result.events
         parts.append(_laid_out(gemm, geometry, result))
     return np.ascontiguousarray(np.concatenate(parts, axis=0 if gemm == "wgrad" else 1)), events, dict(counts)
 
 
-def _matrices(gemm: str, geometry: Geometry, inputs: Inputs, fill: int, group: int) -> Inputs:
-    """Return both operands of one group's GEMM."""
+def matrices(gemm: str, geometry: Geometry, inputs: Inputs, fill: int, group: int) -> Inputs:
+    """Return a (M, K) and b (K, N) of one group's GEMM; fill stands where padding and the holes of a stride are."""
     each_in, each_out = geometry.channels // geometry.groups, geometry.outputs // geometry.groups
     cuts = {"x": (1, each_in), "w": (0, each_out), "dh": (1, each_out)}
 
@@ -143,7 +150,7 @@ def _matrices(gemm: str, geometry: Geometry, inputs: Inputs, fill: int, group: i
         whole = Operand(inputs[tensor], np.ones((), np.float32), np.array(fill, np.int64))
         return whole.channels(axis, group * each, (group + 1) * each)
 
-    first, second = (part(tensor) for tensor in _SIDES[gemm])
+    first, second = (part(tensor) for tensor in SIDES[gemm])
     if gemm == "fprop":
         return {"a": lowering.fprop_rows(first, geometry.window), "b": lowering.fprop_weight(second.codes)}
     if gemm == "dgrad":
@@ -164,7 +171,9 @@ def _check_conv(
     name: str, gemm: str, geometry: Geometry, inputs: Inputs, fill: int, datapath: Datapath, codes: Array
 ) -> None:
     """Repeat some outputs from the definition of a convolution. Raises AssertionError where they differ."""
-    for flat in range(0, codes.size, max(1, codes.size // CHECKED_OUTPUTS)):
+    terms_of_each = geometry.samples * int(np.prod(geometry.positions)) if gemm == "wgrad" else 1
+    checked = max(1, min(CHECKED_OUTPUTS, CHECKED_TERMS // terms_of_each))
+    for flat in range(0, codes.size, max(1, codes.size // checked)):
         index = tuple(int(part) for part in np.unravel_index(flat, codes.shape))
         terms = list(_TERMS[gemm](geometry, inputs, fill, index))
         output = dot([a for a, _ in terms], [b for _, b in terms], datapath.levels)
@@ -242,9 +251,19 @@ def _linear_case(name: str, shape: tuple[int, int, int], hardware: Hardware, see
         "w": random_values(draw, (outputs, features), 0.25),
         "dh": random_values(draw, (samples, outputs), 1e-3),
     }
-    zero = "symmetric" if any(zero_word(hardware, gemm) == "symmetric" for gemm in GEMMS) else "aligned"
-    if name == "linear_one_sign" or zero == "symmetric":
+    if name == "linear_one_sign" or linear_zero(hardware) == "symmetric":
         inputs = {key: np.abs(value) for key, value in inputs.items()}  # unsigned symmetric codes hold no negative
+    return linear_case(name, inputs, hardware, seed)
+
+
+def linear_zero(hardware: Hardware) -> str:
+    """Return "aligned", or "symmetric" where one of the three datapaths has no zero points."""
+    return "symmetric" if any(zero_word(hardware, gemm) == "symmetric" for gemm in GEMMS) else "aligned"
+
+
+def linear_case(name: str, inputs: Inputs, hardware: Hardware, seed: int) -> Case:
+    """Return a whole step of a linear layer on float32 x (samples, features), w (outputs, features) and dh."""
+    zero = linear_zero(hardware)
     ports, parameters, expected, drawn = {}, {}, {}, {}
     for port, (tensor, stream, readers) in _PORTS.items():
         forms = [getattr(hardware.datapath_for(gemm), f"{operand}_format") for gemm, operand in readers]

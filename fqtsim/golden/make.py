@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fqtsim.backends.base import code_dtype
 from fqtsim.backends.stepwise import prepare, tile_plan
 from fqtsim.errors import InputError
 from fqtsim.golden.case import SCHEMA, Array, Case, Deferred, GoldenSet, description_of
@@ -22,12 +23,12 @@ from fqtsim.hw.load import load_hardware
 from fqtsim.hw.spec import Datapath, Hardware
 from fqtsim.words import GEMMS
 
-VERSION = "1"
+VERSION = "2"
 """Of the generator: another one may give other inputs for the same seed."""
-KINDS = ("gemm", "conv", "quantize", "requantize", "linear")
-"""Kinds to ask for; conv is its three GEMMs, linear a whole layer step."""
+KINDS = ("gemm", "conv", "quantize", "requantize", "scaled_linear", "linear")
+"""Kinds to ask for; conv is its three GEMMs, scaled_linear a layer with its epilogue, linear a whole layer step."""
 HELD_BYTES = 1 << 19
-"""A case of more bytes is not held by a file: a seed and digests are."""
+"""A case of more bytes is large: a file holds a seed and digests in its place."""
 TRACED_REGISTERS = 1 << 15
 
 
@@ -49,13 +50,11 @@ def make_golden(
     """Return the golden set of a hardware: always the same for the same arguments and VERSION.
 
     gemm: whose datapath the cases of kind gemm run on. trace: also hold every level's registers. start: also cases
-    with start values c. large: also cases of size 4096, which hold a seed and digests in place of arrays.
+    with start values c. large: also cases of more than HELD_BYTES (K = 131,071 and more, sizes of 4096), which hold a
+    seed and digests in place of arrays.
     Raises InputError for an unknown kind or GEMM, a kind that the hardware does not have, and a set that would prove
     nothing.
     """
-    from fqtsim.golden.codes import quantize_cases, requantize_cases
-    from fqtsim.golden.layers import conv_cases, linear_cases
-
     described = load_hardware(hardware)
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or gemm not in GEMMS or not 0 <= seed < 1 << 64:
@@ -66,13 +65,29 @@ def make_golden(
     cases: list[Case] = []
     if "gemm" in kinds:
         cases += gemm_cases(described, gemm, seed, trace, start, large)
-    makers = {"conv": conv_cases, "quantize": quantize_cases, "requantize": requantize_cases, "linear": linear_cases}
-    for kind, maker in makers.items():
-        if kind in kinds:
+    for kind, makers in _makers().items():
+        for maker in makers if kind in kinds else ():
             cases += maker(described, seed)
     golden = GoldenSet(described, hardware_sha256(described), seed, VERSION, SCHEMA, tuple(cases))
     refuse_vacuous(golden)
     return golden
+
+
+def _makers() -> dict[str, tuple[Callable[[Hardware, int], list[Case]], ...]]:
+    """Return what makes the cases of each kind but gemm."""
+    from fqtsim.golden.aims import aimed_conv_cases, aimed_linear_cases
+    from fqtsim.golden.codes import quantize_cases, requantize_cases
+    from fqtsim.golden.layers import conv_cases, linear_cases
+    from fqtsim.golden.mixed import mixed_cases
+    from fqtsim.golden.scaled import scaled_linear_cases
+
+    return {
+        "conv": (conv_cases, aimed_conv_cases),
+        "quantize": (quantize_cases, mixed_cases),
+        "requantize": (requantize_cases,),
+        "scaled_linear": (scaled_linear_cases,),
+        "linear": (linear_cases, aimed_linear_cases),
+    }
 
 
 def builders(datapath: Datapath, large: bool = True) -> dict[str, Builder]:
@@ -104,9 +119,17 @@ def gemm_cases(
         if name.startswith("start") and not start:
             continue
         inputs = builder(Plan(datapath, Draw(seed, name)))
-        case = None if inputs is None else _gemm_case(name, inputs, hardware, gemm, seed, trace)
+        if inputs is None or (not large and not _is_held(inputs, datapath)):
+            continue
+        case = _gemm_case(name, inputs, hardware, gemm, seed, trace)
         cases += [case] if case is not None else []
     return cases
+
+
+def _is_held(inputs: Inputs, datapath: Datapath) -> bool:
+    """Tell whether a file holds the operands and codes of a GEMM as they are."""
+    codes = inputs["a"].shape[0] * inputs["b"].shape[1] * np.dtype(code_dtype(datapath)).itemsize
+    return bool(sum(array.nbytes for array in inputs.values()) + codes <= HELD_BYTES)
 
 
 def _gemm_case(name: str, inputs: Inputs, hardware: Hardware, gemm: str, seed: int, trace: bool) -> Case | None:
@@ -117,7 +140,7 @@ def _gemm_case(name: str, inputs: Inputs, hardware: Hardware, gemm: str, seed: i
     except InputError:
         return None
     check_sample(name, inputs, datapath, result)
-    held = sum(array.nbytes for array in (*inputs.values(), result.codes)) <= HELD_BYTES
+    held = _is_held(inputs, datapath)
     expected = {"codes": result.codes}
     events = {key: getattr(result.events, key) for key in ("altered", "out_of_range", "transient")}
     coverage = gemm_coverage(inputs, datapath, result)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fqtsim.api.explain import Explanation
 from fqtsim.errors import MissingPackage
 from fqtsim.golden.case import Array
 from fqtsim.golden.check import CaseResult, Verdict, differs
 from fqtsim.golden.files import replace_file
-from fqtsim.golden.terminal import STEPS, headline, shape_words, suggested, what_happened
+from fqtsim.golden.terminal import STEPS, headline, merged, shape_words, suggested, what_happened
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -47,7 +48,9 @@ def render(verdict: Verdict) -> str:
 
 def _context(verdict: Verdict) -> dict[str, Any]:
     golden = verdict.golden
-    failures = sorted(verdict.failures, key=lambda result: result is not verdict.shown)
+    shown = verdict.shown
+    # Those that are explained before the larger ones, of which there is only the map.
+    failures = sorted(verdict.failures, key=lambda result: (result is not shown, result.explanation is None))
     return {
         "title": f"{verdict.kernel} against {golden.hardware.name}",
         "headline": headline(verdict),
@@ -57,7 +60,7 @@ def _context(verdict: Verdict) -> dict[str, Any]:
             ("cases", str(len(verdict.results))), ("seed", str(golden.seed)), ("version", golden.version),
         ],
         "patterns": verdict.patterns,
-        "causes": verdict.causes,
+        "causes": merged(verdict.causes),
         "causes_title": suggested(verdict.causes).capitalize(),
         "fits": suggested(verdict.causes) != suggested(()),
         "not_compared": [(one.name, ", ".join(one.not_compared)) for one in verdict.results if one.not_compared],
@@ -75,7 +78,7 @@ def _shown(result: CaseResult) -> dict[str, Any]:
     first, explanation = result.mismatch, result.explanation
     shown: dict[str, Any] = {
         "name": result.name, "inputs": shape_words(result.case), "fault": result.fault, "patterns": result.patterns,
-        "map": None, "map_words": "", "first": None, "steps": [], "summary": "",
+        "map": None, "map_words": "", "first": None, "steps": [], "heads": [], "summary": "", "why": "", "sum": True,
     }  # fmt: skip
     if first is not None:
         wrong = _as_matrix(differs(result.case.expected[first.output], result.observed[first.output]))
@@ -87,11 +90,15 @@ def _shown(result: CaseResult) -> dict[str, Any]:
             "codes": [_code_cells(line) for line in lines[1:]],
         }
     if explanation is not None:
-        table = explanation.table(STEPS)
+        table, is_sum = explanation.table(STEPS), isinstance(explanation, Explanation)
         columns = [[str(cell) for cell in column.cells] for column in table.columns]
-        shown["steps"] = [(row, bool(row[-1])) for row in zip(*columns, strict=True)]
-        hidden = f"{len(explanation.steps) - len(shown['steps'])} more additions; "
-        shown["summary"] = hidden * (len(explanation.steps) > STEPS) + explanation.summary()
+        rows = list(zip(*columns, strict=True))
+        shown["heads"], shown["why"] = [str(column.header) for column in table.columns], explanation.why
+        shown["steps"] = [(row, is_sum and bool(row[-1])) for row in rows]
+        left = len(explanation.steps) - len(rows)
+        hidden = f"{left} more addition{'s' * (left > 1)}; " if left else ""
+        shown["summary"] = hidden + explanation.summary()
+        shown["sum"] = is_sum
     return shown
 
 

@@ -26,6 +26,7 @@ AXES = {
     "conv_dgrad": ("images", "input channels", "input rows", "input columns"),
     "conv_wgrad": ("output channels", "input channels", "kernel rows", "kernel columns"),
     "requantize": ("positions",),
+    "scaled_linear": ("rows", "columns"),
 }
 TILES = (256, 128, 64, 32, 16, 8, 4)
 MOST_PRODUCTS = 1 << 22
@@ -204,7 +205,8 @@ def _gemm_conditions(case: Case, hardware: Hardware, right: Array) -> dict[str, 
             masks["outputs whose exact sum lies beyond a rail"] = (unlimited < low) | (unlimited > high)
     except InputError:  # an exact sum of more than 63 bits
         pass
-    for name, x, y in (("lowest", a.min(), b.min()), ("highest", a.max(), b.max())):
+    ends = (("lowest", a.min(), b.min()), ("highest", a.max(), b.max())) if a.size and b.size else ()
+    for name, x, y in ends:  # K = 0 has no codes to meet
         meet = (a == x).astype(np.float32) @ (b == y).astype(np.float32) > 0
         masks[f"outputs in which {int(x)} of a meets {int(y)} of b, their {name} codes"] = meet
     if "c" in case.inputs:
@@ -274,7 +276,7 @@ def _by_running(
     """Return what further runs tell: whether the fault repeats, and which terms bring it about."""
     datapath = hardware.datapath_for(case.parameters["gemm"])
     a, b = case.inputs["a"], case.inputs["b"]
-    if a.size * b.shape[1] > MOST_PRODUCTS:
+    if not 0 < a.size * b.shape[1] <= MOST_PRODUCTS:
         return []
 
     def outputs(inputs: Mapping[str, Array]) -> Array | None:
@@ -353,6 +355,7 @@ def set_patterns(results: Sequence[CaseResult]) -> tuple[str, ...]:
     def sizes(results: Sequence[CaseResult], key: str, axis: int) -> list[int]:
         return [shapes_of(result.case)[key][axis] for result in results]
 
+    remainders = []
     for name, key, axis in (("M", "a", 0), ("N", "b", 1), ("K", "a", 1)):
         wrong, right = sizes(failing, key, axis), sizes(equal, key, axis)
         if min(wrong) > max(right):
@@ -362,7 +365,10 @@ def set_patterns(results: Sequence[CaseResult]) -> tuple[str, ...]:
         elif len(set(wrong)) == 1 and wrong[0] not in right:
             found.append(f"only {name} = {wrong[0]}")
         else:
-            found += _remainder(name, wrong, right)
+            remainders += _remainder(name, wrong, right)
+    # Where all cases past a tile of K are wrong and not all past one of M, the one of M is chance.
+    exact = [sentence for sentence, of_all in remainders if of_all]
+    found += exact or [sentence for sentence, _ in remainders]
     started = ["c" in shapes_of(result.case) for result in failing]
     if all(started) and not all("c" in shapes_of(result.case) for result in equal):
         found.append("only cases with start values c")
@@ -374,11 +380,11 @@ def _power(least: int) -> str:
     return f" (past 2^{bits})" if bits >= 5 else ""
 
 
-def _remainder(name: str, wrong: Sequence[int], right: Sequence[int]) -> list[str]:
-    """State that only sizes that are no multiple of a tile are wrong, where most of those are."""
+def _remainder(name: str, wrong: Sequence[int], right: Sequence[int]) -> list[tuple[str, bool]]:
+    """State that only sizes that are no multiple of a tile are wrong, where most of those are; and whether all are."""
     for tile in (2, *reversed(TILES)):
         multiples = [size for size in right if size % tile == 0]
         others = [size for size in right if size % tile]
         if all(size % tile for size in wrong) and len(set(multiples)) > 1 and len(wrong) > 3 * len(others):
-            return [f"only {name} that is no multiple of {tile}"]
+            return [(f"only {name} that is no multiple of {tile}", not others)]
     return []

@@ -8,7 +8,8 @@
     FOLDER/CASE/levelL.hex       the register of level L after every addition: outputs in row-major order, and the
                                  additions of each in the order in which S4.1 feeds them; small cases only
 
-One word a line, two's complement of the width in the file's first comment, most significant digit first.
+One word a line, two's complement of the width in the file's first comment, most significant digit first. The index says
+why a case was left out.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ def write_folder(golden: GoldenSet, path: Path) -> None:
     """Write the GEMMs of a set. Raises InputError where the folder exists or the set has no GEMM small enough."""
     if path.exists():
         raise InputError(f"{path}: already exists; name another folder, or remove it")
-    cases = [case for case in golden.cases if case.kind == "gemm" and is_small(case)]
+    left_out = {case.name: why for case in golden.cases if (why := left_out_because(case))}
+    cases = [case for case in golden.cases if case.name not in left_out]
     if not cases:
         raise InputError("format = readmemh: the set has no GEMM of a size for a test bench; make it with --kind gemm")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         index = [_write_case(partial / case.name, case, golden) for case in cases]
-        kept = {case.name for case in cases}
         content = {
             "schema": golden.schema, "version": golden.version, "seed": golden.seed,
             "hardware": golden.hardware.name, "hardware_sha256": golden.hardware_sha256, "cases": index,
-            "left_out": [case.name for case in golden.cases if case.name not in kept],
+            "left_out": left_out,
         }  # fmt: skip
         (partial / "index.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, path)
@@ -59,11 +60,16 @@ def write_folder(golden: GoldenSet, path: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def is_small(case: Case) -> bool:
-    """Tell whether a case holds its arrays and each has at most 65,536 words."""
-    return case.seeded is None and all(
-        array.size <= MOST_WORDS for array in (*case.inputs.values(), *case.expected.values())
-    )
+def left_out_because(case: Case) -> str:
+    """Return why a folder does not hold a case, in a few words; empty where it does."""
+    if case.kind != "gemm":
+        return f"is of kind {case.kind}; folders hold GEMMs"
+    if case.seeded is not None:
+        return "is large: the set holds a seed in place of operands"
+    if not case.inputs["a"].size:
+        return "K = 0: Verilog has no memory of no words, and there is no addition to clock"
+    arrays = (*case.inputs.values(), *case.expected.values())
+    return f"has an array of more than {MOST_WORDS} words" if any(x.size > MOST_WORDS for x in arrays) else ""
 
 
 def register_bits(datapath: Datapath, level: int = -1) -> int:

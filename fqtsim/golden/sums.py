@@ -30,8 +30,12 @@ def owners(datapath: Datapath, k: int) -> list[Array]:
 
 def terms_for(datapath: Datapath, level: int, k: int) -> Array:
     """Return places in k whose products enter register 0 of a level, each in a limited lower register of its own."""
-    chain = owners(datapath, k)
-    inside = np.flatnonzero(chain[level] == 0)
+    return terms_among(owners(datapath, k), datapath, level, np.ones(k, bool))
+
+
+def terms_among(chain: list[Array], datapath: Datapath, level: int, free: Array) -> Array:
+    """Return the same places, from what `owners` gives and the places (k,) that may be used."""
+    inside = np.flatnonzero((chain[level] == 0) & free)
     limited = [lower for lower in range(level) if datapath.levels[lower].register_format is not None]
     if not limited:
         return inside
@@ -147,6 +151,14 @@ def _least_k(datapath: Datapath, level: int, count: int, most: int) -> int | Non
     return None
 
 
+def rails_beside(plan: Plan, level: int) -> list[int]:
+    """Return both rails of a level's register and the codes beside them, none of them 0; empty for an exact one."""
+    described = plan.datapath.levels[level]
+    form = described.register_format
+    rails = () if form is None else form.rails(described.overflow)
+    return [rail + more for rail in rails for more in (-1, 0, 1) if rail + more]
+
+
 def _limits(level: int, upper: bool, most: int, least: int = 0) -> Builder:
     """Sums that land on a rail of one level, and one and two beside it."""
 
@@ -187,11 +199,14 @@ def _limits_from_start(plan: Plan) -> Inputs | None:
             continue
         total = sign * min(3 * abs(aim.best[0] * aim.best[1]) + 5, max(3, (high - low) // 4))
         found += [(aim.factors(total), rail - total + more) for more in BESIDE if low <= rail - total + more <= high]
-    return _diagonal(plan, last, found)
+    return diagonal(plan, last, found)
 
 
-def _diagonal(plan: Plan, level: int, found: list[tuple[tuple[list[int], list[int]], int]]) -> Inputs | None:
-    """Return operands in which output [i, i] has the i-th factors, in order, and starts at the i-th value."""
+def diagonal(plan: Plan, level: int, found: list[tuple[tuple[list[int], list[int]], int]]) -> Inputs | None:
+    """Return operands in which output [i, i] has the i-th factors, in order, and starts at the i-th value.
+
+    None for no factors, and where no K up to SHORT has room for them.
+    """
     longest = max((len(factors[0]) for factors, _ in found), default=0)
     k = _least_k(plan.datapath, level, longest, SHORT) if longest else None
     if k is None:
@@ -204,27 +219,35 @@ def _diagonal(plan: Plan, level: int, found: list[tuple[tuple[list[int], list[in
     return plan.inputs(a, b, np.repeat(starts[:, None], len(found), axis=1) if starts.any() else None)
 
 
+def transient_factors(plan: Plan, from_start: bool = False) -> list[tuple[tuple[list[int], list[int]], int]]:
+    """Return factors, in order, of sums that pass a rail and come back to 0, both signs, each with its start value.
+
+    Empty where the accumulator is exact, one sign has no products, or they would be too many.
+    """
+    last = len(plan.datapath.levels) - 1
+    up, down = Aim(plan, last, True), Aim(plan, last, False)
+    if plan.datapath.accumulator.register_format is None or up.best is None or down.best is None:
+        return []
+    low, high = plan.accumulator
+    found = []
+    for rail, out, back in ((high, up, down), (low, down, up)):
+        for more in (0, 1, 2 * _span(plan.datapath) + 1):
+            step = abs(out.best[0] * out.best[1]) if out.best else 1
+            sign = 1 if rail > 0 else -1
+            start = min(max(rail - sign * step, low), high) if from_start else 0
+            far = rail - start + sign * (step + 1) * more
+            if abs(far) // step > SHORT // 2:
+                return []
+            there, home = out.factors(far), back.factors(-far)
+            found.append(((there[0] + home[0], there[1] + home[1]), start))
+    return found
+
+
 def _transients(from_start: bool) -> Builder:
     """Sums that pass a rail on the way and come back: out by the same products as in, both signs."""
 
     def build(plan: Plan) -> Inputs | None:
-        last = len(plan.datapath.levels) - 1
-        up, down = Aim(plan, last, True), Aim(plan, last, False)
-        if plan.datapath.accumulator.register_format is None or up.best is None or down.best is None:
-            return None
-        low, high = plan.accumulator
-        found = []
-        for rail, out, back in ((high, up, down), (low, down, up)):
-            for more in (0, 1, 2 * _span(plan.datapath) + 1):
-                step = abs(out.best[0] * out.best[1]) if out.best else 1
-                sign = 1 if rail > 0 else -1
-                start = min(max(rail - sign * step, low), high) if from_start else 0
-                far = rail - start + sign * (step + 1) * more
-                if abs(far) // step > SHORT // 2:
-                    return None
-                there, home = out.factors(far), back.factors(-far)
-                found.append(((there[0] + home[0], there[1] + home[1]), start))
-        return _diagonal(plan, last, found)
+        return diagonal(plan, len(plan.datapath.levels) - 1, transient_factors(plan, from_start))
 
     return build
 

@@ -22,6 +22,8 @@ def _zeros(case: Case, name: str, right: Array, hardware: Hardware) -> Array:
 
 
 def _start_values(case: Case, name: str, right: Array, hardware: Hardware) -> Array | None:
+    if case.kind == "scaled_linear":
+        return np.asarray(np.zeros_like(right) + case.inputs.get("bias", right.dtype.type(0)))
     if case.kind != "gemm":
         return None
     return case.inputs["c"].astype(right.dtype) if "c" in case.inputs else np.zeros_like(right)
@@ -69,7 +71,7 @@ def _beside_rail(upper: bool) -> Fault:
 
 FAULTS: dict[str, Fault] = {
     "zeros": _zeros,
-    "start values alone": _start_values,
+    "start values or bias alone": _start_values,
     "one constant": _constant,
     "transposed outputs": _transposed,
     "outputs shifted by one": _shifted(None),

@@ -11,6 +11,8 @@ from fqtsim.identify.operands import operand_changes
 from fqtsim.identify.order import order_changes
 from fqtsim.identify.registers import register_changes
 from fqtsim.identify.result import result_changes
+from fqtsim.identify.start import start_changes
+from fqtsim.identify.stepped import stepped_changes
 
 
 def candidates(datapath: Datapath) -> Iterator[Change]:
@@ -24,7 +26,9 @@ def single_changes(datapath: Datapath) -> list[Change]:
     """Return the single changes, the usual ones first, each in words that no other one has."""
     found = [
         *register_changes(datapath),
+        *stepped_changes(datapath),
         *operand_changes(datapath),
+        *start_changes(datapath),
         *result_changes(datapath),
         *order_changes(datapath),
     ]

@@ -10,40 +10,83 @@ import numpy as np
 from fqtsim.hw.spec import Datapath, Level
 from fqtsim.identify.change import Array, Change, Problem
 from fqtsim.identify.registers import make_level, with_levels
+from fqtsim.identify.splits import items_of, split_changes
 from fqtsim.words import Overflow
 
 GROUPS = (2, 4, 8, 16, 32, 64, 128)
-LANES = (2, 4, 8, 16, 32, 64)
-PARTS = (2, 4, 8, 3, 16)
-TILES = (32, 64, 128, 16, 8, 256, 512, 1024)
 STRIDES = (2, 4, 8, 16, 32, 64)
+REMAINDERS = (4, 8, 16, 32, 64, 128)
 
 
 def order_changes(datapath: Datapath) -> Iterator[Change]:
     """Yield every change of the order of additions."""
     yield Change("k runs from last to first", "order of k", operands=_reordered(lambda k: k[::-1]), common=True)
     yield from _groupings(datapath)
-    yield from _splits(datapath)
-    orders: list[tuple[str, Callable[[Array], Array]]] = [
-        ("the two halves of k take turns", _interleaved_halves),
-        *((f"k runs in strides of {n}", partial(_strided, step=n)) for n in STRIDES),
-        *((f"k runs through {n} streams that take turns", partial(_streams, count=n)) for n in STRIDES[1:]),
-        *((f"tiles of {n} k come in reverse", partial(_tiles_reversed, size=n)) for n in (*STRIDES, 128)),
-        *((f"k runs backwards inside tiles of {n}", partial(_reversed_tiles, size=n)) for n in (*STRIDES, 128)),
-    ]
-    for text, order in orders:
+    yield from split_changes(datapath)
+    group = items_of(datapath)
+    for text, order in _orders("k"):
         usual = "halves" in text or text.endswith("strides of 2")
         yield Change(text, "order of k", operands=_reordered(order), common=usual)
+    for n in STRIDES[:-1]:
+        for text, order in (
+            (f"k runs through {n} streams that take turns", partial(_streams, count=n)),
+            (f"k runs in strides of {n}", partial(_strided, step=n)),
+        ):
+            yield Change(f"{text}, where K is a multiple of {n}", "order of k", operands=_reordered(order, multiple=n))
+    for n in (n for n in REMAINDERS if group and n % group == 0):
+        # Whole tiles first, and a masked remainder last, is the datapath; a peeled remainder comes first.
+        move = partial(_remainder_first, tile=n, group=group or 1)
+        yield Change(f"the k beyond the last multiple of {n} come first", "order of k", operands=move)
+    if group is not None and group > 1:
+        yield Change("the groups of products come from last to first", "order of k",
+                     operands=_reordered(lambda k: k[::-1], group=group), common=True)  # fmt: skip
+        for text, order in _orders("groups of products"):
+            yield Change(text, "order of k", operands=_reordered(order, group=group))
 
 
-def _reordered(order: Callable[[Array], Array]) -> Callable[[Problem], Problem | None]:
+Order = Callable[[Array], Array]
+
+
+def _orders(what: str) -> Iterator[tuple[str, Order]]:
+    """Yield orders of k, or of the groups that are added as one, with what a message calls them."""
+    yield f"the two halves of {'k' if what == 'k' else f'the {what}'} take turns", _interleaved_halves
+    verb = "runs" if what == "k" else "run"
+    yield from ((f"{what} {verb} in strides of {n}", partial(_strided, step=n)) for n in STRIDES)
+    yield from ((f"{what} {verb} through {n} streams that take turns", partial(_streams, count=n)) for n in STRIDES[1:])
+    yield from ((f"tiles of {n} {what} come in reverse", partial(_tiles_reversed, size=n)) for n in (*STRIDES, 128))
+    yield from (
+        (f"{what} {verb} backwards inside tiles of {n}", partial(_reversed_tiles, size=n)) for n in (*STRIDES, 128)
+    )
+
+
+def _reordered(order: Order, multiple: int = 1, group: int = 1) -> Callable[[Problem], Problem | None]:
+    """Return a change of the order of groups of k; a K that is no multiple of `multiple` keeps its order."""
+
     def change(problem: Problem) -> Problem | None:
-        if problem.k < 2:
+        if problem.k <= group or problem.k % multiple:
             return None
-        ks = order(np.arange(problem.k))
-        return problem._replace(a=problem.a[:, ks], b=problem.b[ks])
+        whole = padded(problem, group)
+        ks = (order(np.arange(whole.k // group))[:, None] * group + np.arange(group)).ravel()
+        return whole._replace(a=whole.a[:, ks], b=whole.b[ks])
 
     return change
+
+
+def _remainder_first(problem: Problem, tile: int, group: int) -> Problem | None:
+    rest = problem.k % tile
+    if rest in (0, problem.k):
+        return None
+    whole = padded(problem, group)
+    ks = np.roll(np.arange(whole.k), whole.k - (problem.k - rest))
+    return whole._replace(a=whole.a[:, ks], b=whole.b[ks])
+
+
+def padded(problem: Problem, group: int) -> Problem:
+    """Return the problem with zeros at the end of k, up to a multiple of a group: they add nothing to its sum."""
+    more = -problem.k % group
+    if not more:
+        return problem
+    return problem._replace(a=np.pad(problem.a, ((0, 0), (0, more))), b=np.pad(problem.b, ((0, more), (0, 0))))
 
 
 def _interleaved_halves(k: Array) -> Array:
@@ -105,39 +148,3 @@ def _first_level(datapath: Datapath, update: dict[str, object]) -> Datapath:
 
 def _prefixed(datapath: Datapath, levels: tuple[Level, ...]) -> Datapath:
     return with_levels(datapath, [*levels, *datapath.levels])
-
-
-def _splits(datapath: Datapath) -> Iterator[Change]:
-    """Several accumulators, added at the end."""
-    splits: list[tuple[str, dict[str, int], bool]] = [
-        *((f"K is split into {n} parts", {"parts": n}, n in (2, 4)) for n in PARTS),
-        *((f"{n} accumulators take the items in turn", {"lanes": n}, n in (2, 4)) for n in LANES),
-        *((f"K is cut into tiles of {n}, each with an accumulator of its own", {"terms": n}, n in (32, 64))
-          for n in TILES),
-    ]  # fmt: skip
-    for text, grouping, usual in splits:
-        yield Change(text, "split", datapath=partial(_split, grouping=grouping), common=usual, order=1)
-    if datapath.accumulator.register_format is None:
-        return
-    word = datapath.accumulator.overflow
-    others = [Overflow.WRAP] if word is not Overflow.WRAP else [Overflow.SATURATE]
-    for text, grouping, _ in splits:
-        for other in others:
-            how = "the partial sums are added wrapping" if other is Overflow.WRAP else "their sum saturates"
-            change = partial(_split, grouping=grouping, last=other)
-            yield Change(f"{text}, and {how}", "split", datapath=change, order=1)
-        wide = partial(_split, grouping=grouping, wide=True)
-        yield Change(f"{text}, and the partial sums are added without a limit", "split", datapath=wide, order=1)
-
-
-def _split(datapath: Datapath, grouping: dict[str, int], last: Overflow | None = None, wide: bool = False) -> Datapath:
-    """Return the chain with several accumulators, whose codes one more register adds."""
-    *inner, accumulator = datapath.levels
-    fields = {"terms": None, "parts": None, "lanes": None, **grouping}
-    several = accumulator.model_copy(update=fields)
-    update: dict[str, object] = {"item": None}
-    if last is not None:
-        update["overflow"] = last
-    if wide:
-        update |= {"register_word": "exact", "overflow": None}
-    return with_levels(datapath, [*inner, several, accumulator.model_copy(update=update)])

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import numpy as np
-
 from fqtsim.hw.lower import CLAMP, HIGH, LOW, MODE
 from fqtsim.hw.spec import Datapath, Level
-from fqtsim.identify.change import Array, Change, Problem, Table
+from fqtsim.identify.change import Change, Table
 from fqtsim.words import IntFormat, Overflow
 
 WIDEST, NARROWEST = 62, 2
 USUAL_WIDTHS = (8, 12, 16, 18, 20, 22, 24, 28, 32, 40, 48)
-MOST_STEPPED = 1 << 26
-"""Products beyond which an overflow that has no fast kernel is not tried."""
+EXACT_WIDTHS = (32, 24, 20, 16, *(width for width in range(8, 32) if width not in (24, 20, 16)))
+"""Tried in place of an exact register."""
 FAR = 1 << 61
 """A rail that no sum reaches."""
 
@@ -59,43 +57,12 @@ def register_changes(datapath: Datapath) -> Iterator[Change]:
         yield from _format_changes(datapath, place)
         yield from _limit_changes(datapath, place)
     yield from _narrowed_items(datapath)
-    if len(datapath.levels) == 1 and datapath.accumulator.overflow is not None and not datapath.dropped_bits:
-        yield Change(
-            "a sum that overflows once stays at that rail", "when overflow acts", run=partial(_stepped, way="stay")
-        )
-        yield Change("a sum that overflows becomes 0", "when overflow acts", run=partial(_stepped, way="zero"))
-        yield Change("a sum that overflows goes to the opposite rail", "when overflow acts",
-                     run=partial(_stepped, way="opposite"))  # fmt: skip
-        yield Change("an addition that would overflow is left out", "when overflow acts",
-                     run=partial(_stepped, way="skip"))  # fmt: skip
-
-
-def _stepped(problem: Problem, way: str) -> Array | None:
-    """Add product after product in one register whose overflow is something that no file can describe."""
-    form = problem.datapath.accumulator.register_format
-    if form is None or problem.work > MOST_STEPPED:
-        return None
-    low, high = form.rails(problem.datapath.accumulator.overflow)
-    total = problem.start.copy()
-    stuck = np.zeros(total.shape, np.bool_)
-    a, b = problem.a.astype(np.int64), problem.b.astype(np.int64)
-    for k in range(problem.k):
-        more = total + a[:, k, None] * b[k]
-        over = (more < low) | (more > high)
-        clamped = np.minimum(np.maximum(more, low), high)
-        if way == "stay":
-            total = np.where(stuck, total, clamped)
-        else:
-            instead = {"zero": np.zeros_like(more), "opposite": np.where(more < low, high, low), "skip": total}[way]
-            total = np.where(over, instead, more)
-        stuck |= over
-    return total
 
 
 def _overflow_changes(datapath: Datapath, place: int) -> Iterator[Change]:
     level, name = datapath.levels[place], called(datapath, place)
     if level.register_format is None:
-        for width in (32, 24, 20, 16):
+        for width in EXACT_WIDTHS:
             for word in (Overflow.WRAP, Overflow.SATURATE):
                 change = partial(replaced, place=place, register_word=f"int{width}", overflow=word)
                 text = f"{name} has {width} bits and {_verb(word)}, and is not exact"
@@ -135,13 +102,14 @@ def _width_changes(datapath: Datapath, place: int) -> Iterator[Change]:
     near = [form.bits + sign * more for more in range(1, 9) for sign in (-1, 1)]
     wanted = dict.fromkeys([*near[:2], *USUAL_WIDTHS, *near[2:]])
     for bits in (width for width in wanted if NARROWEST <= width <= WIDEST and width != form.bits):
-        change = partial(_resized, place=place, bits=bits)
+        change = partial(resized, place=place, bits=bits)
         text = f"{name} has {bits} bits and not {form.bits}"
         usual = bits in (*near[:2], 16, 24, 32)
         yield Change(text, f"width {place}", datapath=change, common=usual)
 
 
-def _resized(datapath: Datapath, place: int, bits: int) -> Datapath | None:
+def resized(datapath: Datapath, place: int, bits: int) -> Datapath | None:
+    """Return the datapath with a register of another width; place is negative. None where it is exact."""
     form = datapath.levels[place].register_format
     return None if form is None else replaced(datapath, place, register_word=IntFormat(bits, form.signed).name)
 

@@ -1,4 +1,4 @@
-"""Changes of start values, of dropped bits, and of what becomes of the sum: storage, clamps, floating point."""
+"""Changes of dropped bits, and of what becomes of the sum: storage, clamps, floating point."""
 
 from __future__ import annotations
 
@@ -8,85 +8,63 @@ from functools import partial
 import numpy as np
 
 from fqtsim.hw.spec import Datapath, Item
-from fqtsim.identify.change import Array, Change, Problem, datapath_codes
+from fqtsim.identify.change import Array, Change, Problem
 from fqtsim.identify.floats import accumulated, rounded_to
-from fqtsim.identify.registers import replaced, with_levels
+from fqtsim.identify.registers import WIDEST, replaced, resized, with_levels
 from fqtsim.kernels import fixed
 from fqtsim.words import IntFormat, Overflow, Rounding
 
 DETERMINISTIC = tuple(word for word in Rounding if word is not Rounding.STOCHASTIC)
 USUAL_DROPS = (1, 2, 4, 8, 3, 5, 6, 7)
-PARTS = (2, 3, 4, 8, 16)
 
 
 def result_changes(datapath: Datapath) -> Iterator[Change]:
-    """Yield every change of start values, dropped bits and outputs."""
-    yield from _start_values(datapath)
+    """Yield every change of dropped bits and outputs."""
     yield from _storage(datapath)
     yield from _dropped_bits(datapath)
     yield from _floats()
 
 
-def _start_values(datapath: Datapath) -> Iterator[Change]:
-    def times(problem: Problem, factor: int) -> Problem | None:
-        return None if problem.c is None else problem._replace(c=problem.c * factor)
-
-    def without(problem: Problem) -> Problem | None:
-        return None if problem.c is None else problem._replace(c=None)
-
-    def apart(problem: Problem) -> Array | None:
-        if problem.c is None:
-            return None
-        accumulator = problem.datapath.accumulator
-        total = datapath_codes(problem._replace(c=None)) + problem.c
-        form = accumulator.register_format
-        return total if form is None else fixed.into_register(total, form, accumulator.overflow)
-
-    kind = "start value"
-    yield Change("the start value is ignored", kind, operands=without, common=True)
-    yield Change("the start value is added last and not first", kind, run=apart, common=True)
-    yield Change("the start value counts twice", kind, operands=partial(times, factor=2))
-    yield Change("the start value is subtracted", kind, operands=partial(times, factor=-1))
-    for count in PARTS[1:]:
-        text = f"the start value counts {count} times (once in each of {count} parts)"
-        yield Change(text, kind, operands=partial(times, factor=count))
-    yield Change("the start value of column 0 is taken for every column", kind, reach="operands",
-                 operands=partial(_one_start, place=(slice(None), slice(0, 1))))  # fmt: skip
-    yield Change("the start value of row 0 is taken for every row", kind, reach="operands",
-                 operands=partial(_one_start, place=(slice(0, 1), slice(None))))  # fmt: skip
-
-
-def _one_start(problem: Problem, place: tuple[slice, slice]) -> Problem | None:
-    if problem.c is None:
-        return None
-    return problem._replace(c=np.broadcast_to(problem.c[place], problem.shape).astype(np.int64))
-
-
 def _storage(datapath: Datapath) -> Iterator[Change]:
-    def into(codes: Array, _problem: Problem, form: IntFormat, word: Overflow) -> Array:
-        stored: Array = fixed.into_register(codes, form, word)
-        return stored
-
     form, word = datapath.accumulator.register_format, datapath.accumulator.overflow
     if form is not None and form.signed and word is Overflow.SATURATE:
         text = f"the result is clamped to -{form.maximum}..{form.maximum}: the most negative code is unused"
-        yield Change(text, "output", codes=partial(into, form=form, word=Overflow.SATURATE_SYMMETRIC))
+        yield Change(text, "output", codes=partial(_into, form=form, word=Overflow.SATURATE_SYMMETRIC))
     if form is not None and word is not Overflow.SATURATE:
         text = f"the sum is kept without a limit, and saturates to {form} once, when it is stored"
         yield Change(text, "output", datapath=partial(replaced, place=-1, register_word="exact", overflow=None),
-                     codes=partial(into, form=form, word=Overflow.SATURATE))  # fmt: skip
+                     codes=partial(_into, form=form, word=Overflow.SATURATE))  # fmt: skip
+    if form is not None:
+        yield from _stored_narrower(form)
     bits = 64 if form is None else form.bits
     for width in (8, 16, 24, 12, 32):
         if width >= bits:
             continue
         for word, verb in ((Overflow.WRAP, "wraps"), (Overflow.SATURATE, "saturates")):
-            change = partial(into, form=IntFormat(width, True), word=word)
+            change = partial(_into, form=IntFormat(width, True), word=word)
             yield Change(f"the result {verb} to int{width} when it is stored", "output", codes=change)
     yield Change("negative results are 0 (as after a ReLU)", "output", codes=lambda codes, _: np.maximum(codes, 0))
     yield Change("the sign of the result is lost (its magnitude is stored)", "output",
                  codes=lambda codes, _: np.abs(codes))  # fmt: skip
     yield Change("the result is doubled", "output", codes=lambda codes, _: codes * 2)
     yield Change("the result is negated", "output", codes=lambda codes, _: -codes)
+
+
+def _into(codes: Array, _problem: Problem, form: IntFormat, word: Overflow) -> Array:
+    stored: Array = fixed.into_register(codes, form, word)
+    return stored
+
+
+def _stored_narrower(form: IntFormat) -> Iterator[Change]:
+    """Yield wider accumulators whose code goes into the described format once, when it is stored."""
+    for wider in dict.fromkeys((*range(form.bits + 1, form.bits + 9), 24, 32, 40, 48)):
+        if not form.bits < wider <= WIDEST:
+            continue
+        text = f"the accumulator has {wider} bits and not {form.bits}, and the result"
+        for word, verb in ((Overflow.SATURATE, "saturates"), (Overflow.WRAP, "wraps")):
+            yield Change(f"{text} {verb} to {form} when it is stored", "width -1",
+                         datapath=partial(resized, place=-1, bits=wider),
+                         codes=partial(_into, form=form, word=word))  # fmt: skip
 
 
 def _dropped_bits(datapath: Datapath) -> Iterator[Change]:

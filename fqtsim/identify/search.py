@@ -24,6 +24,10 @@ MOST_WORK = 1 << 32
 """Products up to which a change is run on all of a GEMM; beyond, on as many rows and columns as this allows."""
 MOST_STEPPED_WORK = 1 << 27
 """The same for changes that have no fast kernel."""
+SCREEN_WORK, SCREEN_LOOKS = 1 << 16, 3
+"""Products of the looks, and looks, that must show a change to help before it can be called a part of a fault."""
+LONG_K = 1 << 14
+"""K beyond which few outputs are looked at before a change is run in full."""
 LONGEST_K_OF_PAIRS = 1 << 13
 """Longest K at which pairs are tried, of the smallest GEMM with a wrong output."""
 
@@ -110,8 +114,8 @@ def explain_mismatches(
     if not faulty:
         return []
     looks = [*(_tiny(case) for case in faulty[:1]), *sorted(map(_sample, cases), key=lambda look: look.work)]
-    # What is wrong tells changes apart sooner than what is right.
-    looks.sort(key=lambda look: (not look.case.wrong.any(), look.work))
+    # What is wrong tells changes apart sooner than what is right, but not where it takes a long K to be wrong.
+    looks.sort(key=lambda look: (look.work > SCREEN_WORK, not look.case.wrong.any(), look.work))
     singles = [*single_changes(datapath), *fitted_changes(faulty[0].problem, faulty[0].expected, faulty[0].observed)]
     found = _survivors(singles, looks, cases)
     if not found and with_pairs and _enough_for_pairs(faulty):
@@ -156,6 +160,8 @@ def _sample(case: _Case) -> _Look:
     """A few rows and columns with wrong outputs, and the corners, which may be right."""
     m, n = case.problem.shape
     places = np.argwhere(case.wrong)
+    if len(places) and case.problem.k > LONG_K:
+        return _tiny(case)
     chosen = places[np.linspace(0, len(places) - 1, min(len(places), 5)).astype(int)] if len(places) else places
     return _Look(case, np.unique(np.r_[chosen[:, 0], _ends(m)]), np.unique(np.r_[chosen[:, 1], _ends(n)]))
 
@@ -221,13 +227,19 @@ def _filled(chosen: Array, size: int, side: int) -> Array:
 
 
 def _partial(singles: Iterable[Change], cases: Sequence[_Case], looks: Sequence[_Look]) -> list[Cause]:
-    """Return the three changes that reproduce most wrong outputs, of those that break no right one."""
+    """Return the three changes that reproduce most wrong outputs, of those that break no right one.
+
+    Most changes do nothing for most faults, so a few small wrong looks must show a change to help before it is run on
+    the others.
+    """
+    wrong = [look for look in looks if look.work <= SCREEN_WORK and look.case.wrong.any()][:SCREEN_LOOKS]
     found = []
     for change in singles:
-        if any(_helps(change, look) for look in looks) and not any(_breaks(change, look) for look in looks):
-            cause = _judged(change, cases)
-            if cause is not None and 2 * cause.explained >= cause.wrong and not _breaks_any(change, cases):
-                found.append(cause)
+        if not any(_helps(change, look) for look in wrong) or any(_breaks(change, look) for look in looks):
+            continue
+        cause = _judged(change, cases)
+        if cause is not None and 2 * cause.explained >= cause.wrong and not _breaks_any(change, cases):
+            found.append(cause)
     return sorted(found, key=lambda cause: -cause.explained)[:3]
 
 
