@@ -15,6 +15,9 @@ INIT = 5
 SHUFFLE = 16
 CROP = 17
 FLIP = 18
+# What is recomputed to check a run; nothing that reaches a weight reads these.
+CHECK_SAMPLE = 32
+CHECK_FREIVALDS = 33
 
 
 def stream_id(layer_index: int, port: int) -> int:

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fqtsim.cli import _COMMANDS, main
-from fqtsim.cli import explain as explain_command
+from fqtsim.cli import _COMMANDS, main, npz
 from fqtsim.crosscheck import Report
 from fqtsim.hw.load import hardware_names, hwconfigs_dir
 from fqtsim.recipe.load import recipe_names
@@ -226,7 +225,7 @@ def test_explain_refuses_damaged_foreign_and_huge_files(  # type: ignore[no-unty
         code, _, err = call("explain", str(damaged), "--hardware", "int8_acc32_wrap")
         assert code in (0, 2)
         assert "Traceback" not in err
-    monkeypatch.setattr(explain_command, "MAX_ARRAY_BYTES", 100)
+    monkeypatch.setattr(npz, "MAX_ARRAY_BYTES", 100)
     code, _, err = call("explain", str(operands), "--hardware", "int8_acc32_wrap")
     assert code == 2
     assert "bytes: must be at most 1 GiB" in err

@@ -64,9 +64,19 @@ def test_without_a_gpu_native_cuda_refuses_and_says_why() -> None:
     assert str(caught.value) == message
 
 
-def test_only_native_has_a_cuda_form() -> None:
+def test_who_has_a_cuda_form() -> None:
+    assert (get_backend("emulator@cuda").name, get_backend("emulator@cuda").device) == ("emulator", "cuda")
     with pytest.raises(fqtsim.BackendRefused) as caught:
-        get_backend("emulator@cuda")
+        get_backend("reference@cuda")
     assert str(caught.value) == (
-        "backend = 'emulator@cuda': emulator runs on the CPU only; use emulator@cpu or native@cuda"
+        "backend = 'reference@cuda': reference runs on the CPU only; use reference@cpu or native@cuda"
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("backend", ["native", "emulator"])
+def test_without_a_gpu_training_is_refused(backend: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    with pytest.raises(fqtsim.BackendRefused) as caught:
+        fqtsim.fully_quantize(model, "ptq8", "int8_acc32_wrap", f"{backend}@cuda", seed=0)
+    assert str(caught.value) == f"{backend}@cuda: torch sees no CUDA device; use backend emulator"

@@ -23,6 +23,14 @@ def get_backend(name: str | Backend) -> Backend:
     return name if isinstance(name, Backend) else _named(name)
 
 
+def _on_cuda(name: str, kind: str) -> Backend:
+    if kind not in ("native", "emulator"):
+        raise BackendRefused(f"backend = {name!r}: {kind} runs on the CPU only; use {kind}@cpu or native@cuda")
+    from fqtsim.backends.device import DeviceEmulator, DeviceNative
+
+    return DeviceNative() if kind == "native" else DeviceEmulator()
+
+
 @cache
 def _named(name: str) -> Backend:
     kind, _, device = name.partition("@")
@@ -31,9 +39,9 @@ def _named(name: str) -> Backend:
         raise InputError(f"backend = {name!r}: must be one of {', '.join(BACKENDS)}, optionally @cpu or @cuda")
     if device not in ("cpu", "cuda"):
         raise InputError(f"backend = {name!r}: device must be cpu or cuda; use {kind}@cpu")
-    if kind == "native":
-        return Native(device)
     if device == "cuda":
-        raise BackendRefused(f"backend = {name!r}: {kind} runs on the CPU only; use {kind}@cpu or native@cuda")
-    simple: dict[str, type[Backend]] = {"reference": Reference, "stepwise": Stepwise, "emulator": Emulator}
+        return _on_cuda(name, kind)
+    simple: dict[str, type[Backend]] = {
+        "reference": Reference, "stepwise": Stepwise, "emulator": Emulator, "native": Native,
+    }  # fmt: skip
     return simple[kind]()

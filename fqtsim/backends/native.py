@@ -19,13 +19,12 @@ from fqtsim.hw.spec import Datapath
 
 
 class Native(Backend):
-    """INT8 dot products of the CPU or the GPU."""
+    """INT8 dot products of the CPU."""
 
     name = "native"
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-        self.fault = int8.silicon_fault(device)
+    def __init__(self) -> None:
+        self.fault = int8.silicon_fault(self.device)
 
     @property
     def executor(self) -> str:
@@ -36,8 +35,6 @@ class Native(Backend):
         return self.executor if instruction is None else f"x86 instructions of {instruction.name}@cpu"
 
     def refusal(self, datapath: Datapath, k: int) -> str | None:
-        if self.device == "cuda" and self.fault:
-            return self.fault
         if self._instruction(datapath) is not None:
             return None
         a, b = datapath.multiplier_format("a"), datapath.multiplier_format("b")
@@ -54,7 +51,7 @@ class Native(Backend):
         return "a register can overflow and INT8 instructions neither saturate nor narrow there"
 
     def _instruction(self, datapath: Datapath) -> Instruction | None:
-        return matching_instruction(datapath) if self.device == "cpu" else None
+        return matching_instruction(datapath)
 
     def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
         reason = self.refusal(datapath, a.shape[1])

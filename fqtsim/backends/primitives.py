@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fqtsim.backends.arrays import HostArrays
 from fqtsim.backends.primitive_vectors import prove
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.kernels import elementary
@@ -51,10 +52,15 @@ def _check_fields(seed: int, stream: int, step: int) -> None:
             raise InputError(f"{name} = {value}: must be 0..2**{bits} - 1, a field of the generator; use a smaller one")
 
 
-class Primitives:
+class Primitives(HostArrays):
     """The operations on the CPU, by NumPy and Numba."""
 
     name = "numpy"
+
+    @property
+    def host(self) -> Primitives:
+        """Primitives for the few numbers that stay on the CPU, the learning rate among them."""
+        return self
 
     def add(self, x: Operand, y: Operand) -> Float32:
         """Return x + y."""

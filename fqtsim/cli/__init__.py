@@ -24,6 +24,7 @@ _COMMANDS = {
     "eval": ("eval", "Evaluate a checkpoint on described hardware, forward only."),
     "shrink": ("shrink", "Find the narrowest accumulators that still train."),
     "crosscheck": ("crosscheck", "Train the same run on two backends and compare every bit."),
+    "verify-run": ("verify_run", "Replay a published run and say equal, or where not."),
     "sweep": ("sweep", "Train a grid of designs and judge each against fp32 and QAT."),
     "report": ("sweep", "Print a sweep's table again and write its page."),
     "golden": ("golden", "Make golden vectors, and check a kernel against them."),
@@ -44,7 +45,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"fqtsim.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +18,14 @@ from fqtsim.cli.options import config_of, run_options
     show_default=True,
     help="Two or more of reference, stepwise, emulator, native, with commas; each with @cpu or @cuda.",
 )
-def crosscheck(backends: str, **options: Any) -> int:
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    show_default=True,
+    help="Folder for the reproducer of a difference.",
+)
+def crosscheck(backends: str, save: Path, **options: Any) -> int:
     """Train one run on two or more backends; compare every GEMM's codes and events, and every state."""
     from rich.console import Console
     from rich.progress import Progress
@@ -30,4 +38,9 @@ def crosscheck(backends: str, **options: Any) -> int:
         task = bar.add_task("comparing", total=None)
         report = check(config, names, on_step=lambda done, total: bar.update(task, completed=done, total=total))
     click.echo(str(report))
+    found = None if report.difference is None else report.difference.reproducer
+    if found is not None:
+        save.mkdir(parents=True, exist_ok=True)
+        path = found.save(save / found.file_name)
+        click.echo(f"reproducer {path}; look at it with: fqtsim explain {path}")
     return 0 if report.passed else 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fqtsim.cli.options import config_of
+from fqtsim.cli.options import config_of, forward_options
 
 if TYPE_CHECKING:
     from fqtsim.evaluate.accuracy import Evaluation, LayerResult
@@ -23,10 +23,7 @@ RANGES = ("batch", "calibrated", "running")
     required=True,
     help="Weights: .safetensors (also a run's checkpoint), or a torch state dict.",
 )
-@click.option("--model", default="cnn", show_default=True, help="As for train: the model of these weights.")
-@click.option("--data", default="digits", show_default=True, help="As for train: NAME or NAME:PATH.")
-@click.option("--recipe", help="A shipped recipe (fqtsim recipe list) or a file; its activation and weight act here.")
-@click.option("--hardware", multiple=True, help="A shipped description or a file; or several PATTERN=NAME.")
+@forward_options
 @click.option(
     "--ranges",
     type=click.Choice(RANGES),
@@ -39,18 +36,9 @@ RANGES = ("batch", "calibrated", "running")
     type=click.IntRange(min=1),
     help="Training images that fix the ranges [1024, or all if fewer].",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True, help="Test images at a time.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**64 - 1),
-    default=0,
-    show_default=True,
-    help="Of the order of calibration images and of stochastic rounding.",
-)
 @click.option(
     "--backend", default="emulator", show_default=True, help="reference, stepwise, emulator or native, as for train."
 )
-@click.option("--set", "overrides", multiple=True, metavar="hardware.KEY=V | recipe.KEY=V", help="Change one key.")
 def eval(ranges: str, calibration_images: int | None, **options: Any) -> int:
     """Evaluate a checkpoint on described hardware: forward passes over the test images, no training."""
     from rich.console import Console

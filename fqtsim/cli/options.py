@@ -1,4 +1,4 @@
-"""The options that describe a run, shared by `train` and `crosscheck`."""
+"""The options that describe a run, shared by `train`, `crosscheck` and `eval`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fqtsim.errors import InputError
 if TYPE_CHECKING:
     from fqtsim.train.config import TrainConfig
 
-_OPTIONS = (
+_FORWARD = (
     click.option(
         "--model",
         default="cnn",
@@ -37,9 +37,7 @@ _OPTIONS = (
         show_default=True,
         help="Of initialisation, order of data and stochastic rounding.",
     ),
-    click.option("--steps", type=click.IntRange(min=1), help="Training steps; or give --epochs."),
-    click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training set; or give --steps."),
-    click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True, help="Images per step."),
+    click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True, help="Images at a time."),
     click.option(
         "--set",
         "overrides",
@@ -49,10 +47,24 @@ _OPTIONS = (
     ),
 )
 
+_LENGTH = (
+    click.option("--steps", type=click.IntRange(min=1), help="Training steps; or give --epochs."),
+    click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training set; or give --steps."),
+)
+
 
 def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a run to a command."""
-    for option in reversed(_OPTIONS):
+    return _add(_FORWARD + _LENGTH, function)
+
+
+def forward_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a run that takes no training step."""
+    return _add(_FORWARD, function)
+
+
+def _add(options: tuple[Callable[..., Any], ...], function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
         function = option(function)
     return function
 

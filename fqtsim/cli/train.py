@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     help="Folder for run.yaml, metrics.jsonl, checkpoint.safetensors and events.json.",
 )
 @click.option(
+    "--check",
+    metavar="sample:F,freivalds[:F]",
+    help="Check GEMMs as they run: recompute a share F of all outputs with stepwise; Freivalds on wrapping ones.",
+)
+@click.option(
     "--resume",
     is_flag=True,
     help="Go on from the checkpoint in --out; options left out are those of that run.",
@@ -105,11 +110,13 @@ def _resumed_config(out: Path, options: dict[str, Any], given: set[str]) -> Trai
 
 
 def _say(result: RunResult) -> int:
+    from fqtsim.train.checks import check_lines
     from fqtsim.train.intervals import show_share
 
     for note in result.notes:
         click.echo(f"weights    {note}", err=True)
-    layers = json.loads((result.out / "events.json").read_text(encoding="utf-8"))["layers"]
+    events = json.loads((result.out / "events.json").read_text(encoding="utf-8"))
+    layers = events["layers"]
     if result.accuracy is not None:
         share = show_share(round(result.accuracy * result.tested), result.tested)
         click.echo(f"accuracy   {share} of {result.tested} test images (95 % interval)")
@@ -120,6 +127,8 @@ def _say(result: RunResult) -> int:
         f"hardware   altered {totals['altered']} of {totals['outputs']} outputs "
         f"({totals['out_of_range']} out of range, {totals['transient']} transient)"
     )
+    for line in check_lines(events.get("checks", {})):
+        click.echo(line)
     click.echo(f"folder     {result.out}")
     if not result.interrupted:
         return 0

@@ -6,8 +6,11 @@ as they happen; after the step the digests are compared. Memory: operands and re
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +19,15 @@ import torch
 from fqtsim.backends import get_backend
 from fqtsim.backends.base import Array, Backend, GemmResult
 from fqtsim.crosscheck.locate import expected_code, first_wrong_sum, hex_code, label, register_bits
+from fqtsim.crosscheck.primitives import find_primitive, first_unequal, on_host, show
 from fqtsim.crosscheck.report import Coverage, Difference, Report
 from fqtsim.data.batches import training_batch
 from fqtsim.errors import FqtsimError, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.train.config import Resolved, TrainConfig, build_trainer, resolve
-from fqtsim.train.trainer import Trainer
+from fqtsim.train.digest import Digest
+from fqtsim.train.reproducer import of_gemm
+from fqtsim.train.trainer import MOMENTUM, Trainer
 from fqtsim.words import GEMMS
 
 
@@ -35,6 +41,14 @@ class Call(NamedTuple):
     datapath: Datapath
     c: Array | None
     result: GemmResult
+
+    @classmethod
+    def seen(cls, *call: object) -> Call:
+        """Return a call with its tensors, if it has any, as arrays."""
+        layer, gemm, a, b, datapath, c, result = call
+        codes = on_host(result.codes)  # type: ignore[attr-defined]
+        result = result if codes is result.codes else replace(result, codes=codes)  # type: ignore[attr-defined, type-var]
+        return cls(layer, gemm, on_host(a), on_host(b), datapath, on_host(c), result)  # type: ignore[arg-type]
 
 
 class _Side(NamedTuple):
@@ -56,7 +70,7 @@ class _Comparison:
         """Compare one GEMM, unless an earlier one already differs."""
         if self.difference is not None:
             return
-        theirs = Call(*call)  # type: ignore[arg-type]
+        theirs = Call.seen(*call)
         if self.position < len(self.calls):
             self.difference = self._compare(self.calls[self.position], theirs)
         else:
@@ -125,11 +139,17 @@ class _Comparison:
         }
         wrong = [backend for backend in self._sides() if found[label(backend)] != expected]
         bits = register_bits(datapath)
+        results = {
+            label(backend): call.result.codes for backend, call in zip(self._sides(), (ours, theirs), strict=True)
+        }
+        operands = {"a": ours.a, "b": ours.b} | ({} if ours.c is None else {"c": ours.c})
+        place = {"step": self.step, "layer": ours.layer, "row": row, "col": col}
         values = {name: hex_code(code, bits) for name, code in (found | {"reference": expected}).items()}
         return Difference(
             self.step, "codes", "same operands, another code", values,
             ours.layer, ours.gemm, row, col, tuple(label(backend) for backend in wrong),
             tuple(first_wrong_sum(backend, a, b, datapath, start) for backend in wrong),
+            reproducer=of_gemm(place, ours.gemm, datapath, operands, results),
         )  # fmt: skip
 
 
@@ -150,13 +170,14 @@ def _check_pairs(backends: Sequence[Backend]) -> None:
             )
 
 
-def _compare_step(sides: Sequence[_Side], resolved: Resolved, coverage: Coverage) -> Difference | None:
-    """Do one step on every side. Return the first difference."""
+def _compare_step(sides: Sequence[_Side], resolved: Resolved, coverage: Coverage, before: Path) -> Difference | None:
+    """Do one step on every side. Return the first difference; `before` is a file for the state to start again from."""
     config, first = resolved.config, sides[0]
     step = first.trainer.step_index + 1
     images, labels = training_batch(resolved.data, config.seed, step - 1, config.batch)
+    first.trainer.save(before)
     calls: list[Call] = []
-    _step(first, images, labels, lambda *call: calls.append(Call(*call)))
+    _step(first, images, labels, lambda *call: calls.append(Call.seen(*call)))
     for other in sides[1:]:
         comparison = _Comparison(first.backend, other.backend, calls, step, coverage)
         try:
@@ -166,11 +187,31 @@ def _compare_step(sides: Sequence[_Side], resolved: Resolved, coverage: Coverage
                 raise
             # What follows from a wrong bit may stop the step; the bit is what was looked for.
         difference = comparison.finish() or _compare_ties(first, other, step) or _compare_state(first, other, step)
+        if difference is not None and difference.kind in ("operand", "state", "report"):
+            return _with_primitive(difference, (first, other), before, images, labels)
         if difference is not None:
             return difference
     coverage.steps += 1
     coverage.ties = first.trainer.net.ties
     return None
+
+
+def _with_primitive(
+    difference: Difference, sides: tuple[_Side, _Side], before: Path, images: Array, labels: Array
+) -> Difference:
+    """Do the step again on both sides, from the state before it, and name the primitive that parted them."""
+
+    def again(side: _Side) -> Callable[[], None]:
+        def step() -> None:
+            side.trainer.load(before)
+            _step(side, images, labels, lambda *call: None)
+
+        return step
+
+    names = [label(side.backend) for side in sides]
+    culprit = find_primitive([side.backend for side in sides], names, [again(side) for side in sides])
+    culprit = culprit.at(difference.step, difference.layer)
+    return replace(difference, primitive=culprit.text, reproducer=culprit.reproducer)
 
 
 def _step(side: _Side, images: Array, labels: Array, observe: Callable[..., None]) -> None:
@@ -195,15 +236,26 @@ def _compare_state(first: _Side, other: _Side, step: int) -> Difference | None:
         return None
     names = sorted(ours.tensors.keys() | theirs.tensors.keys())
     name = next(name for name in names if ours.tensors.get(name) != theirs.tensors.get(name))
+    tensors = [_tensor(side.trainer, name) for side in (first, other)]
+    ours_now, theirs_now = tensors
+    at = None if ours_now is None or theirs_now is None else first_unequal(ours_now, theirs_now)
     values = {
-        label(side.backend): digest.tensors.get(name, "absent") for side, digest in ((first, ours), (other, theirs))
+        label(side.backend): digest.tensors.get(name, "absent") if at is None or tensor is None else show(tensor[at])
+        for side, digest, tensor in ((first, ours, tensors[0]), (other, theirs, tensors[1]))
     }
+    place = "" if at is None else f" at {list(at)}"
     return Difference(
-        step,
-        "state",
-        f"every GEMM agrees, tensor {name} does not: a float operation of the backward or update",
-        values,
-    )
+        step, "state",
+        f"every GEMM agrees, tensor {name} does not{place}: a float operation of the backward or update", values,
+    )  # fmt: skip
+
+
+def _tensor(trainer: Trainer, name: str) -> Array | None:
+    """Return a tensor of the state by its name in the digest; None for step and seed."""
+    momentum = trainer.sgd.momentum.get(name.removesuffix(MOMENTUM)) if name.endswith(MOMENTUM) else None
+    found = trainer.net.state_dict().get(name) if momentum is None else momentum
+    array: Array | None = on_host(found)
+    return array
 
 
 def crosscheck(
@@ -227,19 +279,52 @@ def crosscheck(
         )
     coverage, digest = Coverage(), sides[0].trainer.digest().hex
     difference = None
-    for done in range(1, resolved.steps + 1):
-        difference = _compare_step(sides, resolved, coverage)
-        if difference is not None:
-            break
-        digest = sides[0].trainer.digest().hex
-        if on_step is not None:
-            on_step(done, resolved.steps)
+    with tempfile.TemporaryDirectory(prefix="fqtsim-") as folder:
+        for done in range(1, resolved.steps + 1):
+            difference = _compare_step(sides, resolved, coverage, Path(folder) / "before.safetensors")
+            if difference is not None:
+                break
+            digest = sides[0].trainer.digest().hex
+            if on_step is not None:
+                on_step(done, resolved.steps)
     if difference is None and not coverage.outputs:
         raise InputError(
             f"model = {config.model}: the run compared no output of a GEMM, which is no pass; "
             "choose a model with linear or convolutional layers on the hardware"
         )
     return Report({label(backend): _executors(backend, resolved) for backend in chosen}, coverage, difference, digest)
+
+
+def compare_from(
+    resolved: Resolved, backends: tuple[Backend, Backend], saved: Path | None, steps: int
+) -> tuple[Difference | None, str]:
+    """Do `steps` steps on two backends from a saved state (None: step 0). Return the first difference and the digest.
+
+    The two may share an executor: what is looked for is where they part, not a proof that they agree.
+    """
+    sides = [_Side(backend, build_trainer(resolved, backend)) for backend in backends]
+    for side in sides if saved is not None else ():
+        side.trainer.load(saved)  # type: ignore[arg-type]
+    difference = None
+    with tempfile.TemporaryDirectory(prefix="fqtsim-") as folder:
+        for _ in range(steps):
+            difference = _compare_step(sides, resolved, Coverage(), Path(folder) / "before.safetensors")
+            if difference is not None:
+                break
+    return difference, sides[0].trainer.digest().hex
+
+
+def state_after(resolved: Resolved, backend: Backend, saved: Path | None, step: int) -> Digest:
+    """Return the digest after `step` steps, from a saved state (None: step 0)."""
+    side = _Side(backend, build_trainer(resolved, backend))
+    if saved is not None:
+        side.trainer.load(saved)
+    while side.trainer.step_index < step:
+        images, labels = training_batch(
+            resolved.data, resolved.config.seed, side.trainer.step_index, resolved.config.batch
+        )
+        _step(side, images, labels, lambda *call: None)
+    return side.trainer.digest()
 
 
 def _executors(backend: Backend, resolved: Resolved) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fqtsim.backends.base import Events, GemmResult
 from fqtsim.crosscheck.locate import PartialSum
+from fqtsim.train.reproducer import Reproducer
 
 
 @dataclass
@@ -64,6 +65,10 @@ class Difference:
     wrong: tuple[str, ...] = ()
     #: The first partial sum that differs, of each wrong backend.
     partial_sums: tuple[PartialSum, ...] = ()
+    #: What the step done again says of the primitive at fault.
+    primitive: str = ""
+    #: The GEMM or primitive with its operands, for a file that `fqtsim explain` reads.
+    reproducer: Reproducer | None = None
 
     def __str__(self) -> str:
         place = [f"step {self.step}"]
@@ -77,6 +82,8 @@ class Difference:
         if self.wrong:
             lines.append(f"  against the reference: {', '.join(self.wrong)} wrong")
         lines += [str(partial) for partial in self.partial_sums]
+        if self.primitive:
+            lines.append(f"  {self.primitive}")
         return "\n".join(lines)
 
 

@@ -53,8 +53,12 @@ class Quantizer(ABC):
         """Return the rows to quantize, and how to undo what was done to them."""
         return rows, None
 
+    #: Whether rows are mixed with each other before quantization.
+    mixes = False
+
     @property
-    def _per_row(self) -> bool:
+    def per_row(self) -> bool:
+        """Whether each row has a grid of its own."""
         return True
 
     def quantize(
@@ -73,6 +77,8 @@ class Quantizer(ABC):
         Raises InputError for another type, an empty tensor, a bad range, or a negative value (with a range, a negative
         minimum) under an unsigned symmetric grid; TrainingStopped for NaN or infinity.
         """
+        if primitives.on_device:
+            return self._on_device(x, Draw(seed, stream, step, self.random_bits), primitives, range)
         array, restore = from_library(x)
         if checked_float32(array).size == 0:
             raise InputError(f"x: shape {array.shape} has no elements; an empty tensor has no range to quantize")
@@ -85,7 +91,7 @@ class Quantizer(ABC):
         kept = np.zeros_like(rows) if emptied else rows
         codes, clamps, ties = primitives.quantize(kept, grid, self.rounding, draw, self.format.storage)
         clamps += int(np.count_nonzero(rows)) if emptied else 0
-        shape = (len(rows),) if self._per_row else ()
+        shape = (len(rows),) if self.per_row else ()
         tensor = QTensor(
             codes=codes.reshape(array.shape),
             step=grid.step.reshape(shape),
@@ -102,9 +108,14 @@ class Quantizer(ABC):
         )
         return wrap(tensor, restore)
 
+    def _on_device(self, x: Any, draw: Draw, primitives: Primitives, range: tuple[float, float] | None) -> QTensor:
+        from fqtsim.quantizers.device import quantize
+
+        return quantize(self, x, draw, primitives, None if range is None else self._fixed(range))
+
     def _fixed(self, range: tuple[float, float]) -> tuple[Array, Array]:
         """Return a fixed range as the extremes of the only row, zeros as +0."""
-        if self._per_row:
+        if self.per_row:
             raise InputError(f"range = {range}: this quantizer has a range for each row; fix that of a ptq only")
         with np.errstate(over="ignore"):  # beyond float32 is infinity, refused below
             minimum, maximum = (np.array([end], np.float32) + np.float32(0) for end in range)

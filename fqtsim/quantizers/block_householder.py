@@ -106,6 +106,8 @@ class Householder:
 class BlockHouseholderQuantizer(PerSampleQuantizer):
     """One step and zero point for each mixed row, in the place of the original row."""
 
+    mixes = True
+
     def _mix(self, rows: Array, primitives: Primitives) -> tuple[Array, Mixing | None]:
         least, greatest = primitives.extremes(rows)
         ranges = greatest.astype(np.float64) - least.astype(np.float64)

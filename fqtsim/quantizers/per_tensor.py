@@ -16,5 +16,6 @@ class PerTensorQuantizer(Quantizer):
         return x.reshape(1, -1)
 
     @property
-    def _per_row(self) -> bool:
+    def per_row(self) -> bool:
+        """Whether each row has a grid of its own."""
         return False

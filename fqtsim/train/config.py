@@ -17,6 +17,7 @@ from fqtsim.hw.spec import Hardware
 from fqtsim.models import build_model, model_sha256
 from fqtsim.recipe.load import load_recipe
 from fqtsim.recipe.spec import Recipe
+from fqtsim.train.checks import parse_checks
 from fqtsim.train.convert import fully_quantize
 from fqtsim.train.trainer import Trainer
 from fqtsim.train.weights import Weights, read_weights
@@ -52,6 +53,8 @@ class TrainConfig:
     set_recipe: Mapping[str, str] = field(default_factory=dict)
     #: A file of weights to start from, see fqtsim.train.weights; None: the model's own initialisation.
     start: str | None = None
+    #: Checks of every step, `sample:0.01,freivalds`, see fqtsim.train.checks; the state does not depend on them.
+    check: str | None = None
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> TrainConfig:
@@ -62,6 +65,8 @@ class TrainConfig:
     def as_plain(self) -> dict[str, Any]:
         """Return the fields as YAML writes them."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.check is None:
+            del plain["check"]
         # Strict YAML keeps integers of up to 18 digits; a seed may have 20.
         return plain | {"seed": self.seed if self.seed < 10**18 else str(self.seed)}
 
@@ -132,6 +137,8 @@ def resolve(config: TrainConfig) -> Resolved:
     for key, least in (("eval_every", 0), ("save_every", 1), ("batch", 1), ("seed", 0)):
         if getattr(config, key) < least:
             raise InputError(f"{key} = {getattr(config, key)}: must be at least {least}; use a larger number")
+    if config.check is not None:
+        parse_checks(config.check)
     hardware = _hardware(config.hardware, config.set_hardware)
     recipe = load_recipe(config.recipe, config.set_recipe)
     data = load_dataset(config.data)

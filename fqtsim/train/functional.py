@@ -5,6 +5,8 @@ A scale that varies along the contracted dimension cannot leave the sum, and is 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fqtsim.backends.primitives import Primitives
@@ -158,7 +160,5 @@ def bias_gradient(dh: Operand, axes: tuple[int, ...], p: Primitives) -> Array:
     """Return the sum of dH over `axes`: exact integer sum of code - zero_point, one product, float32 (S5.8)."""
     if dh.step is None:
         return p.exact_sum(dh.codes, axes)
-    count = int(np.prod([dh.codes.shape[axis] for axis in axes]))
-    total = dh.codes.sum(axis=axes, dtype=np.int64) - count * dh.zero_point
-    gradient: Array = (total.astype(np.float64) * np.float64(dh.step)).astype(np.float32)
-    return gradient
+    count = math.prod(dh.codes.shape[axis] for axis in axes)
+    return p.scaled_integers(p.integer_sum(dh.codes, axes) - count * dh.zero_point, dh.step)

@@ -97,21 +97,22 @@ class Gemm:
         if sides.a_shifted:
             column[1] = b.codes.sum(axis=0, dtype=np.int64)
         dropped = self.datapath.dropped_bits
-        self._check_width(result, dropped, k)
+        register = self.datapath.accumulator.register_format
+        check_width(self, max(-result.minimum, result.maximum) if register is None else 1 << register.bits, k)
         out = np.empty((rows, n, m // rows), np.float32)
         epilogue.finish(result.codes, dropped, k, row, column, (sides.a_steps, sides.b_steps), out)
         return out
 
-    def _check_width(self, result: GemmResult, dropped: int, k: int) -> None:
-        """Keep the zero-point correction inside int64; registers of up to about 50 bits always are."""
-        register = self.datapath.accumulator.register_format
-        largest = max(-result.minimum, result.maximum) if register is None else 1 << register.bits
-        correction = 3 * k << (self.datapath.a_format.bits + self.datapath.b_format.bits)
-        if ((largest << dropped) + correction).bit_length() > INT64_BITS:
-            raise InputError(
-                f"layer {self.layer!r}, {self.name}: an accumulator of {self.datapath.accumulator.register} with "
-                f"{dropped} dropped bits passes int64 in the zero-point terms; use a narrower register"
-            )
+
+def check_width(gemm: Gemm, largest: int, k: int) -> None:
+    """Keep the zero-point correction of codes up to `largest` inside int64; up to about 50 bits they always are."""
+    path = gemm.datapath
+    correction = 3 * k << (path.a_format.bits + path.b_format.bits)
+    if ((largest << path.dropped_bits) + correction).bit_length() > INT64_BITS:
+        raise InputError(
+            f"layer {gemm.layer!r}, {gemm.name}: an accumulator of {path.accumulator.register} with "
+            f"{path.dropped_bits} dropped bits passes int64 in the zero-point terms; use a narrower register"
+        )
 
 
 class _Sides:

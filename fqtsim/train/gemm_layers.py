@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from fqtsim import streams
@@ -43,7 +42,7 @@ class Quantized:
 
     def values(self) -> Array:
         """Return the float32 values, those of the codes where there are codes."""
-        return self.tensor if self.is_float else np.asarray(self.tensor.dequantize())
+        return self.tensor if self.is_float else self.tensor.dequantize()
 
 
 class GemmLayer(Layer):
@@ -58,8 +57,25 @@ class GemmLayer(Layer):
         self.per_channel = self._quantizer("weight", "psq") if spec is not None and spec.per_channel else None
         #: (minimum, maximum) for every activation tensor (S5.7); None where each has its own.
         self.activation_range: tuple[float, float] | None = None
-        #: Activations that a clamp changed; whoever wants a count from now on sets it to 0.
-        self.activation_clamps = 0
+        self._clamps: Any = 0
+
+    @property
+    def activation_clamps(self) -> int:
+        """Activations that a clamp changed; whoever wants a count from now on sets it to 0."""
+        return int(self._clamps)
+
+    @activation_clamps.setter
+    def activation_clamps(self, count: int) -> None:
+        self._clamps = count
+
+    @property
+    def maths(self) -> Any:
+        """The module that has the six products: on the CPU, or on a device."""
+        if not self.run.primitives.on_device:
+            return functional
+        from fqtsim.train import on_device
+
+        return on_device
 
     def _quantizer(self, port: str, kind: str | None = None) -> Any:
         spec = self.recipe.port(port)
@@ -81,12 +97,14 @@ class GemmLayer(Layer):
         number, _, _, tensor = _PORTS[port]
         stream, run = streams.stream_id(self.index, number), self.run
         fixed = self.activation_range if port == "activation" else None
+        before = self.enter(tensor)
         try:
             codes = chosen.quantize(values, run.seed, stream, run.step_index, run.primitives, fixed)
         except TrainingStopped as error:
             raise self.stopped(tensor, error) from None
-        run.ties += codes.ties
-        self.activation_clamps += codes.clamps if port == "activation" else 0
+        run.primitives.faults.enter(before)
+        run.ties = run.ties + codes.ties
+        self._clamps = self._clamps + codes.clamps if port == "activation" else self._clamps
         return Quantized(codes, False)
 
     def _gemm(self, name: str) -> Gemm:
@@ -106,13 +124,14 @@ class GemmLayer(Layer):
 
     def compute(self, *x: Array) -> tuple[Array, Any]:
         self._check(x[0].shape)
-        weight = self.weight.detach().numpy()
+        weight = self.run.primitives.array(self.weight)
         xq = self._quantize("activation", x[0])
         wq = self._quantize("weight", weight)
         forward = wq if self.per_channel is None else self._quantize("weight", weight, self.per_channel)
         y = self.fprop(*self._operands("fprop", xq, forward))
         if self.bias is not None:
-            y = self.run.primitives.add(y, self._along_output(self.bias.detach().numpy(), y))
+            p = self.run.primitives
+            y = p.add(y, self._along_output(p.array(self.bias), y))
         return y, (xq, wq, x[0].shape)
 
     def differentiate(self, saved: Any, dy: tuple[Array, ...], wanted: tuple[bool, ...]) -> tuple[Gradients, Gradients]:
@@ -131,7 +150,7 @@ class GemmLayer(Layer):
         dh = self._quantize("grad_for_dgrad", dy)
         a, b, gemm = self._operands("dgrad", dh, wq)
         dx = self.dgrad(a, b, gemm, shape)
-        return dx if dh.is_float else np.asarray(dh.tensor.unmix(dx))
+        return dx if dh.is_float else dh.tensor.unmix(dx)
 
     def fprop(self, x: Operand, w: Operand, gemm: Gemm) -> Array:
         """Return the layer's product, before the bias."""
@@ -159,13 +178,13 @@ class Linear(GemmLayer):
     """y = x W^T + b over the last dimension."""
 
     def fprop(self, x: Operand, w: Operand, gemm: Gemm) -> Array:
-        return functional.linear_fprop(x, w, gemm)
+        return self.maths.linear_fprop(x, w, gemm)
 
     def dgrad(self, dh: Operand, w: Operand, gemm: Gemm, shape: tuple[int, ...]) -> Array:
-        return functional.linear_dgrad(dh, w, gemm)
+        return self.maths.linear_dgrad(dh, w, gemm)
 
     def wgrad(self, x: Operand, dh: Operand, gemm: Gemm) -> Array:
-        return functional.linear_wgrad(x, dh, gemm)
+        return self.maths.linear_wgrad(x, dh, gemm)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) < 2 or shape[-1] != self.weight.shape[1]:
@@ -191,13 +210,13 @@ class Conv2d(GemmLayer):
         self.window, self.groups = options.window, options.groups
 
     def fprop(self, x: Operand, w: Operand, gemm: Gemm) -> Array:
-        return functional.conv_fprop(x, w, self.window, self.groups, gemm)
+        return self.maths.conv_fprop(x, w, self.window, self.groups, gemm)
 
     def dgrad(self, dh: Operand, w: Operand, gemm: Gemm, shape: tuple[int, ...]) -> Array:
-        return functional.conv_dgrad(dh, w, self.window, self.groups, (shape[2], shape[3]), gemm)
+        return self.maths.conv_dgrad(dh, w, self.window, self.groups, (shape[2], shape[3]), gemm)
 
     def wgrad(self, x: Operand, dh: Operand, gemm: Gemm) -> Array:
-        return functional.conv_wgrad(x, dh, self.window, self.groups, gemm)
+        return self.maths.conv_wgrad(x, dh, self.window, self.groups, gemm)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         channels = self.weight.shape[1] * self.groups

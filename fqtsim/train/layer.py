@@ -1,4 +1,4 @@
-"""What every layer is: two pure functions on numpy arrays, wired into torch's autograd by one Function (S5).
+"""What every layer is: two pure functions on arrays, wired into torch's autograd by one Function (S5).
 
 No torch arithmetic happens: torch routes gradients, and where one tensor has several readers an explicit Fork adds
 them, because autograd's own addition has no order that a rule could state.
@@ -45,9 +45,17 @@ class Layer(torch.nn.Module):
         """Run the layer inside torch's autograd."""
         return _Apply.apply(self, len(x), *x, *self.weights())  # type: ignore[no-untyped-call]
 
+    def enter(self, tensor: str) -> str:
+        """Say what is computed from now on, for a device that notes faults (S5.9); return what was said before."""
+        p = self.run.primitives
+        return p.faults.enter(self._place(tensor)) if p.on_device else ""
+
+    def _place(self, tensor: str) -> str:
+        return f"step {self.run.step_index}: layer {self.name!r}, {tensor}"
+
     def stopped(self, tensor: str, why: object) -> TrainingStopped:
         """Return the error that stops the step, naming layer, tensor and step (S5.9)."""
-        return TrainingStopped(f"step {self.run.step_index}: layer {self.name!r}, {tensor}: {why}")
+        return TrainingStopped(f"{self._place(tensor)}: {why}")
 
 
 class _Apply(torch.autograd.Function):
@@ -55,32 +63,33 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layer: Layer, inputs: int, *tensors: torch.Tensor) -> Any:
-        ctx.layer = layer
+        ctx.layer, p = layer, layer.run.primitives
+        layer.enter("forward pass")
         try:
             with np.errstate(all="ignore"):
-                out, ctx.kept = layer.compute(*(_array(x) for x in tensors[:inputs]))
+                out, ctx.kept = layer.compute(*(p.array(x) for x in tensors[:inputs]))
+            p.faults.settle()
         except (TrainingStopped, InputError) as error:
             raise _placed(layer, error, "forward pass") from None
         if isinstance(out, tuple):
-            return tuple(torch.from_numpy(y) for y in out)
-        return torch.from_numpy(out)
+            return tuple(p.tensor(y) for y in out)
+        return p.tensor(out)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *dy: torch.Tensor) -> Any:
         layer: Layer = ctx.layer
+        p = layer.run.primitives
         wanted = ctx.needs_input_grad[2:]
+        layer.enter("backward pass")
         try:
             with np.errstate(all="ignore"):
-                inputs, weights = layer.differentiate(ctx.kept, tuple(_array(d) for d in dy), wanted)
+                inputs, weights = layer.differentiate(ctx.kept, tuple(p.array(d) for d in dy), wanted)
+            p.faults.settle()
         except (TrainingStopped, InputError) as error:
             raise _placed(layer, error, "backward pass") from None
         ctx.kept = None
-        return (None, None, *(None if g is None else torch.from_numpy(g) for g in (*inputs, *weights)))
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    return np.ascontiguousarray(tensor.detach().numpy())
+        return (None, None, *(None if g is None else p.tensor(g) for g in (*inputs, *weights)))
 
 
 def _placed(layer: Layer, error: TrainingStopped | InputError, what: str) -> Exception:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from fqtsim import streams
@@ -23,7 +23,7 @@ class Entry(Layer):
     """The network's input, copied: what the caller does to the batch later cannot reach the backward pass."""
 
     def compute(self, *x: Array) -> tuple[Array, Any]:
-        return x[0].copy(), None
+        return self.run.primitives.copy(x[0]), None
 
     def differentiate(self, saved: Any, dy: tuple[Array, ...], wanted: Wanted) -> tuple[Gradients, Gradients]:
         return dy, ()
@@ -33,7 +33,7 @@ class Exit(Layer):
     """The network's output: must be finite, and has one backward per step index (S5.5, S5.9)."""
 
     def compute(self, *x: Array) -> tuple[Array, Any]:
-        if not np.isfinite(x[0]).all():
+        if not self.run.primitives.all_finite(x[0]):
             raise self.stopped("the output", "NaN or infinity")
         return x[0], self.run.step_index
 
@@ -60,7 +60,7 @@ class ReLU(Layer):
         return y, y
 
     def differentiate(self, saved: Any, dy: tuple[Array, ...], wanted: Wanted) -> tuple[Gradients, Gradients]:
-        return (elementwise.relu_gradient(saved, dy[0]),), ()
+        return (elementwise.relu_gradient(saved, dy[0], self.run.primitives),), ()
 
 
 class ReLU6(Layer):
@@ -71,7 +71,7 @@ class ReLU6(Layer):
         return y, y
 
     def differentiate(self, saved: Any, dy: tuple[Array, ...], wanted: Wanted) -> tuple[Gradients, Gradients]:
-        return (elementwise.relu6_gradient(saved, dy[0]),), ()
+        return (elementwise.relu6_gradient(saved, dy[0], self.run.primitives),), ()
 
 
 class Add(Layer):
@@ -80,8 +80,8 @@ class Add(Layer):
     def compute(self, *x: Array) -> tuple[Array, Any]:
         if x[0].shape != x[1].shape:
             raise InputError(
-                f"layer {self.name!r}: adds shapes {x[0].shape} and {x[1].shape}, which are not the same; "
-                "project the shortcut with a 1x1 convolution"
+                f"layer {self.name!r}: adds shapes {tuple(x[0].shape)} and {tuple(x[1].shape)}, "
+                "which are not the same; project the shortcut with a 1x1 convolution"
             )
         return self.run.primitives.add(x[0], x[1]), None
 
@@ -106,8 +106,10 @@ class Fork(Layer):
 def _image_size(layer: Layer, x: Array) -> tuple[int, int]:
     """Return height and width of (N, C, H, W). Raises InputError for another rank."""
     if x.ndim != 4:
-        raise InputError(f"layer {layer.name!r}: a pool got shape {x.shape}; feed (samples, channels, height, width)")
-    return x.shape[2], x.shape[3]
+        raise InputError(
+            f"layer {layer.name!r}: a pool got shape {tuple(x.shape)}; feed (samples, channels, height, width)"
+        )
+    return int(x.shape[2]), int(x.shape[3])
 
 
 class MaxPool(Layer):
@@ -139,8 +141,9 @@ class AveragePool(Layer):
 
     def _pool(self, x: Array, options: AverageOptions) -> tuple[Array, Any]:
         size = _image_size(self, x)
-        counts = pooling.divisors(size, options.window, options.include_pad, options.divisor)
-        y = pooling.average_pool(x, options.window, counts, self.run.primitives)
+        p = self.run.primitives
+        counts = p.constant(pooling.divisors(size, options.window, options.include_pad, options.divisor))
+        y = pooling.average_pool(x, options.window, counts, p)
         return y, (x.shape, options.window, counts)
 
     def differentiate(self, saved: Any, dy: tuple[Array, ...], wanted: Wanted) -> tuple[Gradients, Gradients]:
@@ -198,15 +201,15 @@ class Reshape(Layer):
                     f"layer {self.name!r}: dimensions {self.options.start}..{self.options.end} of shape {shape} "
                     "cannot be flattened; keep dimension 0, the samples, and name dimensions that exist"
                 )
-            return (*shape[:start], int(np.prod(shape[start : end + 1])), *shape[end + 1 :])
+            return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
         return (shape[0], *(shape[s.index] if isinstance(s, Dim) else s for s in self.options.sizes))
 
     def compute(self, *x: Array) -> tuple[Array, Any]:
         shape = self._shape(x[0].shape)
-        known = int(np.prod([size for size in shape if size != -1]))
-        if x[0].size % max(known, 1) or (-1 not in shape and known != x[0].size):
+        known, size = math.prod(size for size in shape if size != -1), math.prod(x[0].shape)
+        if size % max(known, 1) or (-1 not in shape and known != size):
             raise InputError(
-                f"layer {self.name!r}: shape {x[0].shape} does not become {shape}; "
+                f"layer {self.name!r}: shape {tuple(x[0].shape)} does not become {tuple(shape)}; "
                 "check the image size that the model expects"
             )
         return x[0].reshape(shape), x[0].shape
@@ -260,21 +263,21 @@ class BatchNorm(Layer):
         if from_batch:
             mean, var = self._batch(x[0])
         else:
-            mean, var = _numpy(self.running_mean), _numpy(self.running_var)
-        affine = None if self.weight is None else (_numpy(self.weight), _numpy(self.bias))
+            mean, var = p.array(self.running_mean), p.array(self.running_var)
+        affine = None if self.weight is None else (p.array(self.weight), p.array(self.bias))
         return norm.batch_norm(x[0], mean, var, affine, self.eps, from_batch, p)
 
     def _batch(self, x: Array) -> tuple[Array, Array]:
-        if x.size // x.shape[1] < 2 and self.training:
+        if norm.terms(x) < 2 and self.training:
             raise InputError(
-                f"layer {self.name!r}: batch norm of shape {x.shape} has one value per channel, which has no variance; "
-                "train with larger batches"
+                f"layer {self.name!r}: batch norm of shape {tuple(x.shape)} has one value per channel, "
+                "which has no variance; train with larger batches"
             )
         p = self.run.primitives
         mean, var, unbiased = norm.batch_statistics(x, p)
         if self.training and self.running_mean is not None and self.running_var is not None:
             for buffer, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                buffer.copy_(torch.from_numpy(norm.running(_numpy(buffer), new, self.momentum, p)))
+                buffer.copy_(p.tensor(norm.running(p.array(buffer), new, self.momentum, p)))
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
         return mean, var
@@ -293,7 +296,3 @@ class BatchNorm(Layer):
 
 def _ranks(module: Any) -> tuple[int, ...]:
     return (2, 3) if isinstance(module, torch.nn.BatchNorm1d) else (4,)
-
-
-def _numpy(tensor: Any) -> Array:
-    return tensor.detach().numpy()  # type: ignore[no-any-return]

@@ -11,8 +11,8 @@ import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +24,7 @@ from safetensors import safe_open
 from fqtsim.data import Dataset
 from fqtsim.data.batches import training_batch
 from fqtsim.errors import InputError, TrainingStopped
+from fqtsim.train.checks import Checker, CheckFailed, parse_checks
 from fqtsim.train.config import Resolved, TrainConfig, build_trainer, resolve
 from fqtsim.train.module import FQTModule
 from fqtsim.train.rundir import RunDir
@@ -31,6 +32,8 @@ from fqtsim.train.trainer import Trainer
 
 #: Where a checkpoint keeps the report of the run that it belongs to, and the report's SHA-256.
 EVENTS_NOTE, EVENTS_HASH = "events", "events_sha256"
+#: Where it keeps the counts of the checks.
+CHECKS_NOTE = "checks"
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,8 @@ class _Run:
         self.resolved, self.folder = resolved, folder
         self.trainer = build_trainer(resolved)
         self.events_before: list[dict[str, Any]] = []
+        check = resolved.config.check
+        self.checker = None if check is None else Checker(self.trainer.net, parse_checks(check))
 
     def load(self) -> None:
         """Continue from the checkpoint, if the run lived to write one."""
@@ -185,6 +190,8 @@ class _Run:
         if checkpoint.is_file():
             self.trainer.load(checkpoint)
             self.events_before = _events_in(checkpoint)
+            if self.checker is not None:
+                self.checker.restore(json.loads(_notes(checkpoint)[CHECKS_NOTE]))
         self.folder.cut_metrics(self.trainer.step_index)
 
     def events(self) -> list[dict[str, Any]]:
@@ -196,14 +203,19 @@ class _Run:
         rows = self.events()
         # In one file, so that no kill can leave the state of one step beside the events of another.
         text = json.dumps(rows)
-        self.trainer.save(self.folder.checkpoint, {EVENTS_NOTE: text, EVENTS_HASH: _sha256(text)})
-        self.folder.write_events(self.trainer.step_index, rows)
+        notes = {EVENTS_NOTE: text, EVENTS_HASH: _sha256(text)}
+        if self.checker is not None:
+            notes[CHECKS_NOTE] = json.dumps(asdict(self.checker.counts))
+        self.trainer.save(self.folder.checkpoint, notes)
+        checks = None if self.checker is None else self.checker.report()
+        self.folder.write_events(self.trainer.step_index, rows, checks)
 
     def step(self) -> StepRecord:
         """Do one training step, evaluate where one is due, and write its line."""
         config, data = self.resolved.config, self.resolved.data
         images, labels = training_batch(data, config.seed, self.trainer.step_index, config.batch)
-        loss = float(self.trainer.step(torch.from_numpy(images), torch.from_numpy(labels)))
+        with nullcontext() if self.checker is None else self.checker.watching():
+            loss = float(self.trainer.step(torch.from_numpy(images), torch.from_numpy(labels)))
         done = self.trainer.step_index
         due = done % (config.eval_every or self.resolved.per_epoch) == 0 or done == self.resolved.steps
         record = StepRecord(done, done // self.resolved.per_epoch, loss, None, self.trainer.digest().hex)
@@ -225,9 +237,13 @@ class _Run:
             self.trainer.net.reset_report()
 
 
-def _events_in(checkpoint: Path) -> list[dict[str, Any]]:
+def _notes(checkpoint: Path) -> dict[str, str]:
     with safe_open(checkpoint, framework="numpy") as file:
-        notes = file.metadata() or {}
+        return file.metadata() or {}
+
+
+def _events_in(checkpoint: Path) -> list[dict[str, Any]]:
+    notes = _notes(checkpoint)
     text = notes.get(EVENTS_NOTE)
     if text is None or notes.get(EVENTS_HASH) != _sha256(text):
         rule = "has no events of its run" if text is None else "the events of its run are damaged"
@@ -265,7 +281,8 @@ def run(
 
     `on_start` is told the steps already done and the steps of the run, `on_step` each line. Raises InputError
     for a bad configuration, an existing folder without `resume` and a resume that changes anything;
-    TrainingStopped where a step meets NaN or infinity, with the state before that step saved.
+    TrainingStopped where a step meets NaN or infinity, with the state before that step saved; CheckFailed where a
+    check finds a wrong GEMM, with a reproducer saved in the folder and the last checkpoint left as it is.
     """
     if not resume:
         RunDir(out).refuse_existing()
@@ -281,6 +298,9 @@ def run(
                     on_step(record)
                 if record.step % config.save_every == 0:
                     part.save()
+        except CheckFailed as error:
+            error.save(out)
+            raise
         except TrainingStopped:
             # The state before the bad step is intact (S5.9); after any other error it may be half a step.
             part.save()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fqtsim.backends.primitives import Primitives
@@ -9,29 +11,30 @@ from fqtsim.errors import InputError
 from fqtsim.train.operands import Array
 
 
-def softmax_cross_entropy(logits: Array, labels: Array, smoothing: float, p: Primitives) -> tuple[np.float32, Array]:
+def softmax_cross_entropy(logits: Array, labels: Array, smoothing: float, p: Primitives) -> tuple[Any, Array]:
     """Return the mean loss of logits (N, C) for labels (N,), and its gradient (softmax - target) / N.
 
     target is 1 - smoothing + smoothing / C at the label and smoothing / C elsewhere. Raises InputError for a label
-    outside 0..C-1 or shapes that do not match.
+    outside 0..C-1 or shapes that do not match. Labels are a NumPy array in any case; the loss is of logits' library.
     """
+    p = p.host if isinstance(logits, np.ndarray) else p
     _check(logits, labels, smoothing)
     samples, classes = logits.shape
-    target = np.full(logits.shape, np.float32(smoothing / classes), np.float32)
-    target[np.arange(samples), labels] = np.float32(1 - smoothing + smoothing / classes)
-    z = p.subtract(logits, logits.max(axis=1, keepdims=True))
+    rest = np.float32(smoothing / classes)
+    target = p.rows_with((samples, classes), rest, labels, np.float32(1 - smoothing + smoothing / classes))
+    z = p.subtract(logits, p.row_maximum(logits))
     e = p.exp(z)
     total = p.exact_sum(e, (1,), keepdims=True)
     per_class = p.multiply(target, p.subtract(p.log(total), z))
     loss = p.divide(p.exact_sum(per_class), np.float32(samples))
     gradient = p.divide(p.subtract(p.divide(e, total), target), np.float32(samples))
-    return np.float32(loss), gradient
+    return loss, gradient
 
 
 def _check(logits: Array, labels: Array, smoothing: float) -> None:
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    if logits.ndim != 2 or labels.shape != tuple(logits.shape[:1]):
         raise InputError(
-            f"labels of shape {labels.shape} for logits of shape {logits.shape}: must be (N,) for (N, classes); "
+            f"labels of shape {labels.shape} for logits of shape {tuple(logits.shape)}: must be (N,) for (N, classes); "
             "give one class index per sample"
         )
     if not np.issubdtype(labels.dtype, np.integer):

@@ -38,15 +38,20 @@ class FQTModule(torch.nn.Module):
         self._program, self._output = tuple(program), output
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits of a batch: float32, samples first, any memory layout, on the CPU."""
-        _check_batch(x)
+        """Return the logits of a batch: float32, samples first, any memory layout; on the device of the batch.
+
+        A batch is on the CPU, or where the backend computes.
+        """
+        _check_batch(x, self.backend.device)
         slots: dict[int, torch.Tensor] = {0: x}
-        for step in self._program:
-            out = step.layer(*(slots[i] for i in step.reads))
-            for slot in step.frees:
-                slots.pop(slot, None)
-            slots.update(zip(step.writes, out if isinstance(out, tuple) else (out,), strict=True))
-        return slots[self._output]
+        with self.backend.primitives.faults.reading_once():
+            for step in self._program:
+                out = step.layer(*(slots[i] for i in step.reads))
+                for slot in step.frees:
+                    slots.pop(slot, None)
+                slots.update(zip(step.writes, out if isinstance(out, tuple) else (out,), strict=True))
+        logits = slots[self._output]
+        return logits if logits.device == x.device else logits.to(x.device)
 
     @property
     def backend(self) -> Backend:
@@ -66,7 +71,10 @@ class FQTModule(torch.nn.Module):
                 reason = chosen.refusal(hardware.datapath_for(gemm), 1)
                 if reason is not None:
                     raise BackendRefused(f"layer {layer!r}, {gemm}: {chosen.name} refuses: {reason}")
+        self._run.read_tally()
+        self._run.ties = int(self._run.ties)
         self._run.backend = chosen
+        self.to(chosen.device)
 
     @property
     def recipe(self) -> Recipe:
@@ -119,15 +127,21 @@ class FQTModule(torch.nn.Module):
 
     def report(self) -> list[dict[str, Any]]:
         """Return what each GEMM of each layer did since the last reset, in order of first use."""
+        self._run.read_tally()
         return [record.row(layer, gemm) for (layer, gemm), record in self._run.records.items()]
 
     @property
     def ties(self) -> int:
         """Values that lay exactly between two codes of a quantizer that rounds to nearest, since the last reset."""
-        return self._run.ties
+        return int(self._run.ties)
+
+    def end_step(self) -> None:
+        """Add up, where the counts of a device are, what the GEMMs of this step counted."""
+        self._run.tally.end_step()
 
     def reset_report(self) -> None:
         """Start the report again, and the count of ties."""
+        self._run.tally.clear()
         self._run.records.clear()
         self._run.ties = 0
 
@@ -147,11 +161,11 @@ def integer_gemms(recipe: Recipe) -> tuple[str, ...]:
     return tuple(gemm for gemm, ports in operands.items() if all(recipe.port(port) for port in ports))
 
 
-def _check_batch(x: torch.Tensor) -> None:
+def _check_batch(x: torch.Tensor, device: str) -> None:
     if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
         kind = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise InputError(f"input of {kind}: must be a torch.float32 tensor; convert it with .float()")
-    if x.device.type != "cpu":
+    if x.device.type not in ("cpu", device):
         raise InputError(f"input on {x.device}: must be on the CPU; move it with .cpu()")
     if x.ndim < 2 or 0 in x.shape:
         raise InputError(f"input of shape {tuple(x.shape)}: must be samples first and not empty; add a dimension")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,10 +35,18 @@ def per_channel(values: Array, like: Array) -> Array:
     return values.reshape(-1, *(1,) * (like.ndim - 2))
 
 
+def terms(x: Array) -> int:
+    """Return how many values each channel of x (N, C, ...) has."""
+    return int(math.prod(x.shape) // x.shape[1])
+
+
 def batch_statistics(x: Array, p: Primitives) -> tuple[Array, Array, Array]:
     """Return mean, biased variance and unbiased variance of each channel of x (N, C, ...), float32."""
+    if p.fused is not None:
+        found: tuple[Array, Array, Array] = p.fused.batch_statistics(x)
+        return found
     axes = channel_axes(x)
-    count = x.size // x.shape[1]
+    count = terms(x)
     mean = p.divide(p.exact_sum(x, axes), np.float32(count))
     d = p.subtract(x, per_channel(mean, x))
     squares = p.exact_sum(p.multiply(d, d), axes)
@@ -45,8 +55,11 @@ def batch_statistics(x: Array, p: Primitives) -> tuple[Array, Array, Array]:
 
 def batch_norm(
     x: Array, mean: Array, var: Array, affine: tuple[Array, Array] | None, eps: float, from_batch: bool, p: Primitives
-) -> tuple[Array, Normalized]:
+) -> tuple[Array, Any]:
     """Return xhat * gamma + beta with xhat = (x - mean) * (1 / sqrt(var + eps)), and what backward needs."""
+    if p.fused is not None:
+        fused: tuple[Array, Any] = p.fused.batch_norm(x, mean, var, affine, eps, from_batch)
+        return fused
     inv = p.divide(ONE, p.sqrt(p.add(var, np.float32(eps))))
     xhat = p.multiply(p.subtract(x, per_channel(mean, x)), per_channel(inv, x))
     if affine is None:
@@ -56,19 +69,22 @@ def batch_norm(
     return y, Normalized(xhat, inv, gamma, from_batch)
 
 
-def batch_norm_gradients(dy: Array, saved: Normalized, p: Primitives) -> tuple[Array, Array, Array]:
+def batch_norm_gradients(dy: Array, saved: Any, p: Primitives) -> tuple[Array, Array, Array]:
     """Return dx, dgamma and dbeta.
 
     dx = (gamma * inv) * ((dy - sum(dy) / n) - xhat * (sum(dy * xhat) / n)), and (gamma * inv) * dy where the statistics
     did not come from the batch.
     """
+    if p.fused is not None:
+        found: tuple[Array, Array, Array] = p.fused.batch_norm_gradients(dy, saved)
+        return found
     axes = channel_axes(dy)
     dgamma = p.exact_sum(p.multiply(dy, saved.xhat), axes)
     dbeta = p.exact_sum(dy, axes)
     scale = saved.inv if saved.gamma is None else p.multiply(saved.gamma, saved.inv)
     if not saved.from_batch:
         return p.multiply(per_channel(scale, dy), dy), dgamma, dbeta
-    count = np.float32(dy.size // dy.shape[1])
+    count = np.float32(terms(dy))
     centred = p.subtract(dy, per_channel(p.divide(dbeta, count), dy))
     along = p.multiply(saved.xhat, per_channel(p.divide(dgamma, count), dy))
     return p.multiply(per_channel(scale, dy), p.subtract(centred, along)), dgamma, dbeta

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fqtsim.backends.arrays import Array
 from fqtsim.errors import InputError
 from fqtsim.words import IntFormat, ZeroPoint
 
-Array = npt.NDArray[Any]
+__all__ = ["Array", "Operand", "decoded", "encoded"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ def decoded(values: Array) -> Operand:
     return Operand(values, None, np.zeros((), np.int64))
 
 
+def _on_device(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
+    """Return a tensor on a device as a port takes it; a zero point where there must be none is noted there."""
+    from fqtsim.train.device_operands import operand
+
+    return operand(tensor, port, zero_point)
+
+
 def encoded(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
     """Return a QTensor as the port of a datapath takes it.
 
@@ -55,6 +62,8 @@ def encoded(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
     if tensor.offset is not None:
         raise InputError("zero = 'float_offset': an integer datapath cannot correct a float offset; use zero: aligned")
     tensor = tensor if tensor.format == port else tensor.with_format(port)
+    if not isinstance(tensor.codes, np.ndarray):
+        return _on_device(tensor, port, zero_point)
     zeros = np.asarray(tensor.zero_point).astype(np.int64)
     if zero_point is ZeroPoint.NONE and zeros.any():
         raise InputError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fqtsim.backends.primitives import Primitives
+from fqtsim.backends.primitives import DEFAULT_PRIMITIVES, Primitives
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.recipe.spec import Optimizer
 from fqtsim.train.operands import Array
@@ -49,16 +49,18 @@ class Sgd:
         #: Momentum by parameter name; empty where mu is 0.
         self.momentum: dict[str, Array] = {}
 
-    def start(self, parameters: Mapping[str, Array]) -> None:
+    def start(self, parameters: Mapping[str, Array], p: Primitives = DEFAULT_PRIMITIVES) -> None:
         """Set the momentum to zero."""
         if self.settings.momentum:
-            self.momentum = {name: np.zeros_like(w) for name, w in parameters.items()}
+            self.momentum = {name: p.zeros(w.shape, w) for name, w in parameters.items()}
 
     def update(
         self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], lr: np.float32, p: Primitives
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return new parameters and new momentum, changing nothing. Raises TrainingStopped for NaN or infinity."""
-        new, momentum = {}, dict(self.momentum)
+        if p.fused is not None:
+            return self._fused(parameters, gradients, lr, p)
+        new, momentum = {}, {name: p.array(v) for name, v in self.momentum.items()}
         mu, decay = np.float32(self.settings.momentum), np.float32(self.settings.weight_decay)
         for name, gradient in gradients.items():
             w, g = parameters[name], gradient
@@ -68,8 +70,25 @@ class Sgd:
                 momentum[name] = p.add(p.multiply(mu, momentum[name]), g)
                 g = p.add(g, p.multiply(mu, momentum[name])) if self.settings.nesterov else momentum[name]
             new[name] = p.subtract(w, p.multiply(lr, g))
-            if not np.isfinite(gradient).all():
+            if not p.all_finite(gradient):
                 raise TrainingStopped(f"the gradient of {name}: NaN or infinity")
-            if not np.isfinite(new[name]).all():
+            if not p.all_finite(new[name]):
                 raise TrainingStopped(f"the new {name}: NaN or infinity; lower the learning rate")
+        return new, momentum
+
+    def _fused(
+        self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], lr: np.float32, p: Primitives
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Do what `update` does, one kernel for each parameter; NaN and infinity are noted."""
+        new, momentum = {}, {name: p.array(v) for name, v in self.momentum.items()}
+        mu, decay = np.float32(self.settings.momentum), np.float32(self.settings.weight_decay)
+        rate, before = p.array(np.full(1, lr, np.float32)), p.faults.enter("")
+        for name, gradient in gradients.items():
+            p.faults.enter(f"{before}the gradient of {name}, or the new {name}")
+            own = np.float32(0) if name in self.exempt else decay
+            new[name], v = p.fused.sgd(
+                parameters[name], gradient, momentum.get(name), rate, mu, own, self.settings.nesterov
+            )
+            if v is not None:
+                momentum[name] = v
         return new, momentum

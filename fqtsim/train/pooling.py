@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from fqtsim.backends.primitives import Primitives
-from fqtsim.train.elementwise import ZERO, select
+from fqtsim.train.elementwise import ZERO
 from fqtsim.train.geometry import Pair, Window
 from fqtsim.train.operands import Array
 
+TAPS = np.zeros((), np.int32)
+"""The type of the number of a window's tap."""
 
-def _padded(x: Array, window: Window, value: float) -> Array:
+
+def _padded(x: Array, window: Window, value: float, p: Primitives) -> Array:
     """Return x (N, C, H, W) with everything around it that some window reads."""
     margins = [(0, 0), (0, 0), *_margins(_size(x), window)]
     if not any(sum(margin) for margin in margins):
         return x
-    return np.pad(x, margins, constant_values=np.float32(value))
+    return p.pad(x, margins, value)
 
 
 def _size(x: Array) -> Pair:
@@ -51,21 +55,21 @@ def _taps(window: Window) -> Iterator[tuple[int, int, int]]:
 def max_pool(x: Array, window: Window, p: Primitives) -> tuple[Array, Array]:
     """Return the first maximum of each window and the number of its tap (int32), both (N, C, OH, OW)."""
     positions = window.positions(_size(x))
-    padded = _padded(x, window, -np.inf)
-    best = _tap(padded, window, 0, 0, positions).copy()
-    winner = np.zeros(best.shape, np.int32)
+    padded = _padded(x, window, -np.inf, p)
+    best = p.copy(_tap(padded, window, 0, 0, positions))
+    winner = p.zeros(best.shape, p.constant(TAPS))
     for number, i, j in list(_taps(window))[1:]:
         value = _tap(padded, window, i, j, positions)
         # A NaN wins too, so that it is seen and stops the step.
-        better = (value > best) | np.isnan(value)
-        np.copyto(best, value, where=better)
-        np.copyto(winner, np.int32(number), where=better)
+        better = (value > best) | p.is_nan(value)
+        p.replace(best, better, value)
+        p.replace(winner, better, number)
     return p.add(best, ZERO), winner  # + 0 turns -0 into +0 and nothing else
 
 
 def max_pool_gradient(dy: Array, winner: Array, shape: tuple[int, ...], window: Window, p: Primitives) -> Array:
     """Return the gradient of the input of `shape`: each dy goes to its winner."""
-    return _scatter(lambda number: select(winner == number, dy), shape, window, p)
+    return _scatter(lambda number: p.select(winner == number, dy), shape, window, p)
 
 
 def _window_counts(size: Pair, window: Window, axis: int, include_pad: bool) -> Array:
@@ -90,19 +94,19 @@ def divisors(size: Pair, window: Window, include_pad: bool, override: int | None
 def average_pool(x: Array, window: Window, counts: Array, p: Primitives) -> Array:
     """Return exact_sum / count of each window: float32 (N, C, OH, OW)."""
     positions = window.positions(_size(x))
-    if positions == (1, 1) and window.kernel == x.shape[2:]:
+    if positions == (1, 1) and window.kernel == tuple(x.shape[2:]):
         return p.divide(p.exact_sum(x, (2, 3), keepdims=True), counts)
-    padded = _padded(x, window, 0)
-    taps = np.stack([_tap(padded, window, i, j, positions) for _, i, j in _taps(window)], axis=-1)
+    padded = _padded(x, window, 0, p)
+    taps = p.stack_last([_tap(padded, window, i, j, positions) for _, i, j in _taps(window)])
     return p.divide(p.exact_sum(taps, (4,)), counts)
 
 
 def average_pool_gradient(dy: Array, shape: tuple[int, ...], window: Window, counts: Array, p: Primitives) -> Array:
     """Return the gradient of the input of `shape`: dy / count for each window that covers it."""
     share = p.divide(dy, counts)
-    if share.shape[2:] == (1, 1) and window.kernel == shape[2:]:
+    if tuple(share.shape[2:]) == (1, 1) and window.kernel == tuple(shape[2:]):
         # A copy in any case: a view of a map of one position would be contiguous, and read-only.
-        return np.broadcast_to(p.add(share, ZERO), shape).copy()
+        return p.broadcast(p.add(share, ZERO), shape)
     return _scatter(lambda number: share, shape, window, p)
 
 
@@ -113,10 +117,12 @@ def _scatter(contribution: Callable[[int], Array], shape: tuple[int, ...], windo
     """
     size = (shape[2], shape[3])
     padded = [length + sum(margin) for length, margin in zip(size, _margins(size, window), strict=True)]
-    dx = np.zeros((*shape[:2], *padded), np.float32)
+    dx: Any = None
     positions = window.positions(size)
     for number, i, j in reversed(list(_taps(window))):
+        given = contribution(number)
+        dx = p.zeros((*shape[:2], *padded), given) if dx is None else dx
         view = _tap(dx, window, i, j, positions)
-        view[...] = p.add(view, contribution(number))
+        view[...] = p.add(view, given)
     top, left = window.before
-    return np.ascontiguousarray(dx[:, :, top : top + shape[2], left : left + shape[3]])
+    return p.array(dx[:, :, top : top + shape[2], left : left + shape[3]])

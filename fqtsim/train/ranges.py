@@ -7,6 +7,7 @@ average of the extremes of each batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -111,13 +112,14 @@ def observed(net: FQTModule, kind: Callable[[], Extremes] = Extremes) -> Iterato
 
 
 def _note(extremes: Extremes, net: FQTModule) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
-    def note(_layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+    def note(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         p = net.backend.primitives
-        values = np.ascontiguousarray(inputs[0].detach().numpy()).reshape(1, -1)
+        layer.enter("activation")
+        values = p.array(inputs[0]).reshape(1, -1)
         # NaN or infinity stops the layer itself a moment later, and there the message knows the layer.
         with suppress(TrainingStopped):
             extremes.add(*p.extremes(values), p)
-            extremes.values += values.size
+            extremes.values += math.prod(values.shape)
 
     return note
 

@@ -10,6 +10,7 @@ from fqtsim.backends.base import Backend, Events, GemmResult
 from fqtsim.backends.primitives import Primitives
 from fqtsim.hw.spec import Datapath
 from fqtsim.train.operands import Array
+from fqtsim.train.tally import Tally
 
 Observer = Callable[[str, str, Array, Array, Datapath, Any, GemmResult], None]
 """Called after every GEMM as (layer, gemm, a, b, datapath, c, result), a and b exactly as the backend got them."""
@@ -46,6 +47,12 @@ class Record:
             low, high = self.partial or (level.minimum, level.maximum)
             self.partial = min(low, level.minimum), max(high, level.maximum)
 
+    def add_counts(self, counts: list[int]) -> None:
+        """Count what a device counted: altered, out of range, transient, smallest and largest U, codes at a rail."""
+        self.events = self.events + Events(*counts[:3])
+        self.minimum = counts[3] if self.minimum is None else min(self.minimum, counts[3])
+        self.maximum = counts[4] if self.maximum is None else max(self.maximum, counts[4])
+
     def row(self, layer: str, gemm: str) -> dict[str, Any]:
         """Return the record as one line of `net.report()`."""
         low, high = self.minimum or 0, self.maximum or 0
@@ -72,10 +79,13 @@ class Run:
     trace: bool = False
     observers: list[Observer] = field(default_factory=list)
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
-    #: Ties that quantizers with a rounding to nearest met since the last reset.
-    ties: int = 0
+    #: Ties that quantizers with a rounding to nearest met since the last reset; an integer, or a tensor on a device.
+    ties: Any = 0
     #: The step index of the latest backward.
     differentiated: int | None = None
+
+    #: Counts of GEMMs that ran on a device.
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def primitives(self) -> Primitives:
@@ -86,3 +96,17 @@ class Run:
         """Add one GEMM to the report."""
         record = self.records.setdefault((layer, gemm), Record(*shape))
         record.add(shape, result)
+
+    def note_on_device(self, layer: str, gemm: str, shape: tuple[int, int, int], groups: int, counts: Any) -> None:
+        """Add one GEMM, or one per group, whose counts (DeviceResult.counts) are read when somebody asks."""
+        record = self.records.setdefault((layer, gemm), Record(*shape))
+        record.m, record.n, record.k = shape
+        outputs = shape[0] * shape[1] * groups
+        record.outputs += outputs
+        if outputs:
+            self.tally.add((layer, gemm), counts)
+
+    def read_tally(self) -> None:
+        """Bring the counts of the device into the records."""
+        for key, counts in self.tally.read():
+            self.records[key].add_counts(counts)

@@ -27,6 +27,7 @@ _CONFIG: dict[str, tuple[type, ...]] = {
     "model": (str,), "data": (str,), "recipe": (str,), "hardware": (list,), "backend": (str,), "seed": (int, str),
     "steps": (int, type(None)), "epochs": (int, type(None)), "batch": (int,), "eval_every": (int,),
     "save_every": (int,), "set_hardware": (dict,), "set_recipe": (dict,), "start": (str, type(None)),
+    "check": (str, type(None)),
 }  # fmt: skip
 #: Sections of run.yaml that decide the result; the others (versions, platform) are for the reader.
 DECISIVE = ("config", "hardware", "recipe", "data")
@@ -35,10 +36,14 @@ DECISIVE = ("config", "hardware", "recipe", "data")
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` make a file beside `path`, force it to disk, and put it in place in one move."""
     partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    try:
+        write(partial)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     # The rename itself is on disk only when the folder is.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -151,9 +156,10 @@ class RunDir:
                 kept.append(line)
         write_text(self.metrics, "".join(line if line.endswith("\n") else line + "\n" for line in kept))
 
-    def write_events(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Replace events.json: the report of net.report() up to `step`."""
-        write_text(self.path / EVENTS, json.dumps({"step": step, "layers": rows}, indent=1) + "\n")
+    def write_events(self, step: int, rows: list[dict[str, Any]], checks: Mapping[str, Any] | None = None) -> None:
+        """Replace events.json: the report of net.report() up to `step`, and what the checks of the run saw."""
+        plain = {"step": step, "layers": rows} | ({} if checks is None else {"checks": dict(checks)})
+        write_text(self.path / EVENTS, json.dumps(plain, indent=1) + "\n")
 
 
 def _step_of(line: str) -> int | None:

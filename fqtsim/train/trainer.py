@@ -50,7 +50,7 @@ class Trainer:
             schedule = net.recipe.schedule if optimizer is None else {"name": "constant"}
         self.rate = Rate(rule.lr, as_schedule(schedule), total_steps, steps_per_epoch)
         self.sgd = Sgd(rule, set() if rule.decay_norm else net.norm_parameters())
-        self.sgd.start(self._parameters())
+        self.sgd.start(self._parameters(), net.backend.primitives)
 
     @property
     def step_index(self) -> int:
@@ -60,7 +60,7 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        return float(self.rate.at(self.step_index, self.net.backend.primitives))
+        return float(self.rate.at(self.step_index, self.net.backend.primitives.host))
 
     def step(self, x: torch.Tensor, labels: torch.Tensor) -> float:
         """Do one training step on a batch and return its mean loss.
@@ -70,7 +70,8 @@ class Trainer:
         """
         before = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         try:
-            loss, new, momentum = self._next(x, labels)
+            with self.net.backend.primitives.faults.reading_once():
+                loss, new, momentum = self._next(x, labels)
         except BaseException:
             with torch.no_grad():
                 for name, buffer in self.net.named_buffers():
@@ -81,42 +82,47 @@ class Trainer:
             self.net.zero_grad(set_to_none=True)
         for name, parameter in self.net.named_parameters():
             if name in new:
-                _assign(parameter, new[name])
+                _assign(parameter, self.net.backend.primitives.tensor(new[name]))
         self.sgd.momentum = momentum
         self.net.step_index += 1
-        return loss
+        self.net.end_step()
+        return float(loss)
 
-    def _next(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[float, dict[str, Array], dict[str, Array]]:
+    def _next(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[Any, dict[str, Array], dict[str, Array]]:
         """Return the loss, the new parameters and the new momentum; only running statistics have changed."""
         p = self.net.backend.primitives
         self.net.zero_grad(set_to_none=True)
-        logits = self.net(x)
+        # On a device the logits stay where the batch is.
+        logits = self.net(p.tensor(p.array(x)) if p.on_device else x)
+        p.faults.enter(f"step {self.step_index}: the loss")
         try:
-            values, targets = logits.detach().numpy(), np.asarray(labels)
+            values, targets = p.array(logits), np.asarray(labels)
             loss, gradient = softmax_cross_entropy(values, targets, self.label_smoothing, p)
-            if not np.isfinite(loss):
+            if not p.all_finite(loss):
                 raise TrainingStopped("NaN or infinity")
         except TrainingStopped as error:
             raise TrainingStopped(f"step {self.step_index}: the loss: {error}") from None
-        logits.backward(torch.from_numpy(gradient))
+        logits.backward(p.tensor(gradient))
         gradients = {
-            name: parameter.grad.numpy()
+            name: p.array(parameter.grad)
             for name, parameter in self.net.named_parameters()
             if parameter.grad is not None
         }
+        p.faults.enter(f"step {self.step_index}: ")
         try:
-            rate = self.rate.at(self.step_index, p)
-            return float(loss), *self.sgd.update(self._parameters(), gradients, rate, p)
+            rate = self.rate.at(self.step_index, p.host)
+            return loss, *self.sgd.update(self._parameters(), gradients, rate, p)
         except TrainingStopped as error:
             raise TrainingStopped(f"step {self.step_index}: {error}") from None
 
     def _parameters(self) -> dict[str, Array]:
-        return {name: parameter.detach().numpy() for name, parameter in self.net.named_parameters()}
+        p = self.net.backend.primitives
+        return {name: p.array(parameter) for name, parameter in self.net.named_parameters()}
 
     def _state(self) -> dict[str, torch.Tensor]:
         """Return every tensor that a resumed run needs, by its name in the file."""
         state = {name: tensor.detach() for name, tensor in self.net.state_dict().items()}
-        return state | {name + MOMENTUM: torch.from_numpy(v) for name, v in self.sgd.momentum.items()}
+        return state | {name + MOMENTUM: _live(v) for name, v in self.sgd.momentum.items()}
 
     def digest(self) -> Digest:
         """Return the digest of parameters, momentum, running statistics, step and seed (S5.10)."""
@@ -124,7 +130,9 @@ class Trainer:
 
     def _digest(self, state: Mapping[str, torch.Tensor], step: int) -> Digest:
         # num_batches_tracked is a count that no number depends on.
-        arrays = {name: tensor.numpy() for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}
+        arrays = {
+            name: tensor.cpu().numpy() for name, tensor in state.items() if not name.endswith(".num_batches_tracked")
+        }
         arrays["step"], arrays["seed"] = np.array([step], np.int64), np.array([self.net.seed], np.uint64)
         return state_digest(arrays, self.net.platform)
 
@@ -135,7 +143,7 @@ class Trainer:
         """
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
-        tensors = {name: tensor.contiguous() for name, tensor in self._state().items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._state().items()}
         try:
             save_file(tensors, partial, metadata={**(notes or {}), **self._metadata()})
         except SafetensorError as error:
@@ -204,9 +212,14 @@ class Trainer:
                 )
 
 
-def _assign(parameter: torch.nn.Parameter, values: Array) -> None:
+def _assign(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
     with torch.no_grad():
-        parameter.copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        parameter.copy_(values)
+
+
+def _live(values: Array) -> torch.Tensor:
+    """Return an array as the tensor whose memory it is."""
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
 
 
 def _plain(model: BaseModel) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from fqtsim.evaluate.statistics import Row
 from fqtsim.evaluate.summary import DesignSummary, short_names
 from fqtsim.evaluate.table import COLUMNS, area_words, detail_cells
 from fqtsim.evaluate.verdict import points_words, short, verdict
+from fqtsim.train.rundir import write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -30,7 +29,8 @@ def write_page(summaries: Sequence[DesignSummary], rows: Iterable[Row], path: Pa
     """
     text = render(summaries, list(rows), title, command)
     try:
-        _replace(path, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; choose another folder or make room") from None
 
@@ -124,17 +124,3 @@ def _costs(summaries: Sequence[DesignSummary]) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from fqtsim.errors import InputError
 from fqtsim.evaluate.shrink.edit import edited
-from fqtsim.evaluate.shrink.runs import write_text
 from fqtsim.evaluate.shrink.space import RANDOM_BITS, Candidate, Space, narrowed, register_word
 from fqtsim.hw.load import dump_hardware, find_file, hardware_names, hwconfigs_dir, parse_hardware
 from fqtsim.hw.spec import Hardware
 from fqtsim.strict_yaml import KeyPath, read, read_text
+from fqtsim.train.rundir import write_text
 from fqtsim.words import GEMMS
 
 _MOST_NAME = 64

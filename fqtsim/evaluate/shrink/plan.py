@@ -20,7 +20,7 @@ from fqtsim.evaluate.shrink.answer import (
 from fqtsim.evaluate.shrink.bounds import NARROWEST
 from fqtsim.evaluate.shrink.confirm import Check, check, hopeless, points, try_candidate
 from fqtsim.evaluate.shrink.instrument import Seen, as_plain, from_plain, instrumented_run
-from fqtsim.evaluate.shrink.runs import UNMEASURED, Row, Runs, write_text
+from fqtsim.evaluate.shrink.runs import UNMEASURED, Row, Runs
 from fqtsim.evaluate.shrink.search import Outcome, Trial, after_refusal, require_optuna, search, within_tolerance
 from fqtsim.evaluate.shrink.space import (
     RANDOM_BITS,
@@ -34,6 +34,7 @@ from fqtsim.evaluate.shrink.space import (
 )
 from fqtsim.recipe.load import load_recipe
 from fqtsim.train.config import TrainConfig
+from fqtsim.train.rundir import write_text
 
 PLAN, SEEN, STUDY, ROWS = "plan.json", "seen.json", "study.sqlite", "results.sqlite"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,13 +70,3 @@ class Runs:
 
     def __exit__(self, *_: object) -> None:
         self._store.close()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one move: a kill leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)

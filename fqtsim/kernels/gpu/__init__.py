@@ -1,0 +1,1 @@
+"""Triton kernels for a CUDA device and their twins in torch operations, which run anywhere with the same bits."""

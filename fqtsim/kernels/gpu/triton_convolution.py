@@ -1,0 +1,129 @@
+"""Triton kernels of the INT8 convolutions; only the GPU path, or Triton's interpreter, imports this file.
+
+What they read is laid out by `expand_kernel` so that every (position, tap) is a sum of two offsets: no test for the
+border and no division by a stride is left in the loops. convolution.py says why that is exact.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fqtsim.kernels.gpu.triton_gemm import finish_tile, load_tile, tile_of
+
+
+@triton.jit
+def expand_kernel(
+    x, out, zero, zero_run, positions, channels, padded, H, W, HP, WP,
+    n_stride, c_stride, h_stride, w_stride, out_group, out_position, out_channel,
+    step_h, step_w, offset_h, offset_w, hole_h, hole_w,
+    FLIP: tl.constexpr, NOTHING: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Copy codes x (N, G * C, H, W) to signed bytes on a grid (N, HP, WP) per group, padding and holes filled.
+
+    Grid row y reads row (y * step + offset) / hole where that is a whole number inside x, elsewhere the sample's code
+    of real zero, or with NOTHING the byte 0. Channels from `channels` to `padded` are the byte 0.
+    """
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    group = tl.program_id(2)
+    sample = tl.minimum(p, positions - 1) // (HP * WP)
+    v = p // WP % HP * step_h + offset_h
+    u = p % WP * step_w + offset_w
+    inside = (p < positions) & (v >= 0) & (u >= 0)
+    h, w = tl.where(inside, v, 0) // hole_h, tl.where(inside, u, 0) // hole_w
+    inside = inside & (h < H) & (w < W) & (h * hole_h == v) & (w * hole_w == u)
+    at = sample.to(tl.int64) * n_stride + tl.where(inside, h, 0) * h_stride + tl.where(inside, w, 0) * w_stride
+    at = at[:, None] + (group * channels + c).to(tl.int64)[None, :] * c_stride
+    codes = tl.load(x + at, mask=inside[:, None] & (c < channels)[None, :], other=0).to(tl.int32)
+    if NOTHING:
+        codes = tl.where(inside[:, None], codes - FLIP * 128, 0)
+    else:
+        fill = tl.load(zero + sample // zero_run).to(tl.int32)
+        codes = tl.where(inside[:, None], codes, fill[:, None]) - FLIP * 128
+    codes = tl.where((c < channels)[None, :], codes, 0).to(tl.int8)
+    to = p.to(tl.int64)[:, None] * out_position + c.to(tl.int64)[None, :] * out_channel + group.to(tl.int64) * out_group
+    tl.store(out + to, codes, mask=(p < positions)[:, None] & (c < padded)[None, :])
+
+
+@triton.jit
+def patches_product(
+    x, w, m, n, M, N, inner, Q, sample_stride, row_stride, column_stride, run_stride, tap_stride, w_stride,
+    RUNS: tl.constexpr, ACROSS: tl.constexpr, LENGTH: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of patches of x times weights, int32 (BM, BN), over runs of LENGTH consecutive bytes."""
+    mi = tl.minimum(m + tl.arange(0, BM), M - 1)
+    ni = tl.minimum(n + tl.arange(0, BN), N - 1)
+    along = tl.arange(0, BK)
+    base = (mi // inner).to(tl.int64) * sample_stride + mi % inner // Q * row_stride + mi % Q * column_stride
+    weights = ni.to(tl.int64) * w_stride
+    total = tl.zeros((BM, BN), tl.int32)
+    for t in range(RUNS * (LENGTH // BK)):
+        run = t // (LENGTH // BK)
+        tap = run // ACROSS * run_stride + run % ACROSS * tap_stride + t % (LENGTH // BK) * BK
+        codes = tl.load(x + base[:, None] + (tap + along)[None, :])
+        other = tl.load(w + weights[:, None] + (t * BK + along)[None, :])
+        total = tl.dot(codes, tl.trans(other), total, out_dtype=tl.int32)
+    return total
+
+
+@triton.jit
+def patches_kernel(
+    x, w, M, N, K, inner, Q, group_stride, sample_stride, row_stride, column_stride, run_stride, tap_stride, w_stride,
+    out, out_sample, out_inner, out_channel,
+    row_zero, row_sum, row_step, row_run, column_zero, column_sum, column_step, column_run, column_group,
+    record, low, high,
+    CA: tl.constexpr, CB: tl.constexpr, BITS: tl.constexpr, UNSIGNED: tl.constexpr, WIDE: tl.constexpr,
+    RECORD: tl.constexpr, RUNS: tl.constexpr, ACROSS: tl.constexpr, LENGTH: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Write the scaled products of all patches with the weights of one group: fprop, and dgrad on an expanded dH."""
+    row, column = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), GROUP)
+    group = tl.program_id(1).to(tl.int64)
+    acc = patches_product(
+        x + group * group_stride, w + group * N * w_stride, row * BM, column * BN, M, N, inner, Q,
+        sample_stride, row_stride, column_stride, run_stride, tap_stride, w_stride, RUNS, ACROSS, LENGTH, BM, BN, BK,
+    )  # fmt: skip
+    scales = group * column_group
+    finish_tile(
+        acc, row * BM + tl.arange(0, BM), column * BN, M, N, K.to(tl.int64),
+        (row_zero, row_sum + group * M, row_step, row_run),
+        (column_zero + scales, column_sum + group * N, column_step + scales, column_run),
+        (out + group * N * out_channel, out_sample, out_inner, out_channel, inner), (record, low, high),
+        CA, CB, BITS, UNSIGNED, WIDE, RECORD, BM, BN,
+    )  # fmt: skip
+
+
+@triton.jit
+def wgrad_kernel(
+    x, dh, out, x_rows, dh_rows, U, pitch, channels, outputs, group_rows, KW, WQ, width,
+    step_h, step_w, dilation_h, dilation_w,
+    PARTS: tl.constexpr, TMA: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Write sums over positions u of dh[co, u] x[ci, u + shift] of one tap to out (G * CO, KH * KW * CI).
+
+    x holds one block of `group_rows` rows for each place a tap can have between two strides. Several parts add to an
+    out of zeros; an int64 out takes exact sums of parts that cannot overflow.
+    """
+    tiles_m, tiles_n = tl.cdiv(outputs, BM), tl.cdiv(channels, BN)
+    job, tap, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    group = job // (tiles_m * tiles_n)
+    co, ci = job // tiles_n % tiles_m * BM, job % tiles_n * BN
+    v, h = tap // KW * dilation_h, tap % KW * dilation_w
+    first_row = (v % step_h * step_w + h % step_w) * group_rows + group * channels + ci
+    shift = v // step_h * WQ + h // step_w
+    length = tl.cdiv(tl.cdiv(U, BK), PARTS) * BK
+    total = tl.zeros((BM, BN), tl.int32)
+    for u in range(part * length, tl.minimum(part * length + length, U), BK):
+        left = load_tile(dh, group * outputs + co, u, dh_rows, pitch, U, BM, BK, TMA)
+        right = load_tile(x, first_row, u + shift, x_rows, pitch, U, BN, BK, TMA)
+        total = tl.dot(left, tl.trans(right), total, out_dtype=tl.int32)
+    m, n = co + tl.arange(0, BM), ci + tl.arange(0, BN)
+    inside = (m < outputs)[:, None] & (n < channels)[None, :]
+    at = (group * outputs + m).to(tl.int64)[:, None] * width + (tap * channels + n)[None, :]
+    total = total.to(out.dtype.element_ty)
+    if PARTS == 1:
+        tl.store(out + at, total, mask=inside)
+    else:
+        tl.atomic_add(out + at, total, mask=inside)

@@ -1,0 +1,234 @@
+"""`train --check`: every wrong code that a check can see is seen, named and saved; the state does not change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fqtsim.backends import get_backend
+from fqtsim.backends.base import Array, GemmResult
+from fqtsim.backends.emulator import Emulator
+from fqtsim.cli import main
+from fqtsim.data.batches import training_batch
+from fqtsim.errors import InputError
+from fqtsim.hw.load import load_hardware
+from fqtsim.hw.spec import Datapath
+from fqtsim.kernels import freivalds
+from fqtsim.train import checks, loop
+from fqtsim.train.checks import Checker, CheckFailed, Checks, check_report, combine_tensor, parse_checks, wrapping_bits
+from fqtsim.train.config import TrainConfig, build_trainer, resolve
+from fqtsim.train.loop import run
+from fqtsim.train.reproducer import read
+from fqtsim.train.trainer import Trainer
+
+CONFIG = TrainConfig("mlp", "digits", "bhq5", ("int8_acc32_wrap",), seed=5, steps=4, batch=16, save_every=2)
+
+
+class FlipsABit(Emulator):
+    """One bit of one output of every GEMM of one kind is wrong."""
+
+    def __init__(self, bit: int, row: int = 3, col: int = 2) -> None:
+        self.bit, self.place = bit, (row, col)
+
+    def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
+        result = super().gemm(a, b, datapath, c, trace)
+        codes = result.codes.copy()
+        codes[self.place] = (codes[self.place].view(np.uint32) ^ np.uint32(1 << self.bit)).view(np.int32)
+        return replace(result, codes=codes)
+
+
+def one_step(trainer: Trainer, checker: Checker) -> None:
+    images, labels = training_batch(resolve(CONFIG).data, CONFIG.seed, trainer.step_index, CONFIG.batch)
+    with checker.watching():
+        trainer.step(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize("matrix", [np.int8, np.uint8, np.int16, np.int32, np.int64])
+def test_combinations_are_exact_modulo_2_to_the_32(matrix: Any) -> None:
+    rng = np.random.default_rng(1)
+    info = np.iinfo(matrix)
+    codes = rng.integers(info.min, info.max, (41, 9), matrix, endpoint=True)
+    codes[:2] = [[info.min], [info.max]]
+    weights = rng.integers(0, 2**32, (2, 41), np.uint64).astype(np.uint32)
+    weights[:, :2] = 2**32 - 1
+    expected = (weights.astype(object) @ codes.astype(object) % 2**32).astype(np.uint32)
+    assert np.array_equal(freivalds.combine(weights, codes), expected)
+    assert np.array_equal(combine_tensor(weights, torch.from_numpy(codes)).numpy(), expected.astype(np.int64))
+
+
+@pytest.mark.parametrize("bit", [0, 7, 30, 31])
+def test_freivalds_sees_every_single_wrong_output(bit: int) -> None:
+    trainer = build_trainer(resolve(CONFIG), FlipsABit(bit))
+    before = trainer.digest().hex
+    with pytest.raises(CheckFailed) as caught:
+        one_step(trainer, Checker(trainer.net, Checks(freivalds=1.0)))
+    error = caught.value
+    assert (error.original, error.reproducer.name, error.reproducer.place["layer"]) == ((3, 2), "fprop", "1")
+    assert (error.found ^ error.expected) & 0xFFFFFFFF == 1 << bit
+    assert "step 1, layer '1', fprop, row 3, column 2: emulator has" in str(error)
+    assert trainer.digest().hex == before
+    assert not trainer.net.observers
+
+
+def test_a_full_sample_sees_it_too_and_a_small_one_after_some_steps() -> None:
+    trainer = build_trainer(resolve(CONFIG), FlipsABit(4))
+    with pytest.raises(CheckFailed, match=r"row 3, column 2.*\(sample\)"):
+        one_step(trainer, Checker(trainer.net, Checks(sample=1.0)))
+    checker = Checker(trainer.net, Checks(sample=0.02))
+
+    def until_seen() -> None:
+        for _ in range(400):
+            one_step(trainer, checker)
+
+    with pytest.raises(CheckFailed, match="row 3, column 2"):
+        until_seen()
+    # 8 GEMMs a step, each seen with 0.02: 400 steps without a sight would have a chance of 1e-28.
+    assert checker.counts.steps > 0
+
+
+def test_outputs_are_sampled_evenly_and_reproducibly() -> None:
+    trainer = build_trainer(resolve(CONFIG))
+    checker = Checker(trainer.net, Checks(sample=0.05))
+    path = load_hardware("int8_acc32_wrap").datapath_for("fprop")
+    a, b = np.ones((37, 5), np.uint8), np.ones((5, 11), np.int8)
+    seen = np.zeros((37, 11))
+    for step in range(600):
+        codes = np.arange(37 * 11).reshape(37, 11)
+        call = checks._Call("l", "fprop", a, b, path, None, codes, step, 0)
+        picked = checker._sample(call).__closure__
+        cells = {name: cell.cell_contents for name, cell in zip(_free(checker, call), picked or (), strict=True)}
+        assert np.array_equal(cells["codes"], codes[np.ix_(cells["rows"], cells["cols"])])
+        seen[np.ix_(cells["rows"], cells["cols"])] += 1
+    share = seen / 600
+    # Binomial of 600 and at least 0.05: five standard deviations below is 0.0055.
+    assert share.min() > 0.0055
+    assert 0.05 <= share.mean() < 0.09
+
+
+def _free(checker: Checker, call: Any) -> tuple[str, ...]:
+    return checker._sample(call).__code__.co_freevars  # type: ignore[attr-defined]
+
+
+def test_tensors_are_checked_after_the_step() -> None:
+    trainer = build_trainer(resolve(CONFIG))
+    path = load_hardware("int8_acc32_wrap").datapath_for("fprop")
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (64, 20)).astype(np.uint8), rng.integers(-128, 128, (20, 12)).astype(np.int8)
+    right = get_backend("stepwise").gemm(a, b, path)
+    for method in (Checks(sample=1.0), Checks(freivalds=1.0)):
+        for wrong in (False, True):
+            codes = torch.from_numpy(right.codes.copy())
+            codes[9, 7] += wrong
+            checker = Checker(trainer.net, method)
+            seen = []
+
+            def step(checker: Checker = checker, codes: torch.Tensor = codes, seen: list[str] = seen) -> None:
+                with checker.watching():
+                    checker.observe(
+                        "l", "fprop", torch.from_numpy(a), torch.from_numpy(b), path, None, replace(right, codes=codes)
+                    )
+                    seen.append("the step went on")
+
+            if wrong:
+                with pytest.raises(CheckFailed, match="row 9, column 7"):
+                    step()
+            else:
+                step()
+            assert seen
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("int8_acc32_wrap", 32), ("int8_acc24_saturate", None), ("int8_acc20_tree4", None)]
+)
+def test_which_accumulators_wrap_in_any_order(name: str, bits: int | None) -> None:
+    assert wrapping_bits(load_hardware(name).datapath_for("fprop")) == bits
+
+
+def test_a_narrower_wrapping_accumulator_is_compared_in_its_own_bits(tmp_path: Path) -> None:
+    config = replace(CONFIG, set_hardware={"datapath.levels.-1.register": "int14"}, check="freivalds,sample:0.5")
+    run(config, tmp_path / "run")
+    events = json.loads((tmp_path / "run" / "events.json").read_text())
+    assert sum(row["altered"] for row in events["layers"]) > 0
+    assert events["checks"]["freivalds"]["checked"] == events["checks"]["gemms"] == 4 * 8
+
+
+def test_a_checked_run_has_the_same_state_and_resumes_with_the_same_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(CONFIG, tmp_path / "plain")
+    config = replace(CONFIG, check="sample:0.01,freivalds:0.5")
+    whole = run(config, tmp_path / "whole")
+    assert whole.digest == plain.digest
+
+    class Killed(BaseException):
+        pass
+
+    def kill(record: loop.StepRecord) -> None:
+        if record.step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(config, tmp_path / "killed", on_step=kill)
+    run(config, tmp_path / "killed", resume=True)
+    texts = [(tmp_path / name / "events.json").read_text() for name in ("whole", "killed")]
+    assert texts[0] == texts[1]
+    with pytest.raises(InputError, match=r"config\.check"):
+        run(replace(config, check="sample:0.5"), tmp_path / "killed", resume=True)
+
+
+def test_the_report_states_probabilities() -> None:
+    counts = checks.Counts(steps=100, gemms=800, outputs=10**6, recomputed=10**4, wrapping=800, products=200)
+    report = check_report(Checks(0.01, 0.25), counts)
+    assert report["sample"]["wrong_kernel"] == pytest.approx(1 - 0.99**100)
+    assert report["freivalds"]["wrong_kernel"] == pytest.approx(1 - 0.875**100)
+    assert report["freivalds"]["wrong_output"] == 0.25
+    assert check_report(Checks(sample=1.0), counts)["sample"]["wrong_kernel"] == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["sample", "sample:0", "sample:2", "sample:x", "freivalds:-1", "all", "sample:0.1,sample:0.2", "sample:nan"]
+)
+def test_bad_checks_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="check = "):
+        parse_checks(text)
+
+
+def test_checks_that_would_prove_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="compared with itself"):
+        Checker(build_trainer(resolve(CONFIG), "stepwise").net, Checks(sample=0.1))
+    with pytest.raises(InputError, match="no integer GEMM"):
+        Checker(build_trainer(resolve(replace(CONFIG, recipe="fp32"))).net, Checks(sample=0.1))
+
+
+def test_the_command_stops_with_1_and_saves_what_explain_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, faulty = tmp_path / "run", FlipsABit(5)
+    monkeypatch.setattr("fqtsim.train.convert.get_backend", lambda name: faulty)
+    words = ["train", "--model", "mlp", "--recipe", "bhq5", "--hardware", "int8_acc32_wrap", "--steps", "2"]
+    assert main([*words, "--batch", "16", "--check", "freivalds", "--out", str(out)]) == 1
+    said = capsys.readouterr().err
+    (file,) = out.glob("reproducer_*.safetensors")
+    assert f"fqtsim explain {file}" in said
+    assert read(file).operands["a"].shape == (16, 64)
+    assert main(["explain", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert "in the file, emulator" in shown
+    assert "WRONG" in shown.split("in the file, emulator")[1].splitlines()[0]
+    assert "here, emulator" in shown
+    assert main(["explain", str(file), "--row", "1"]) == 2
+
+
+def test_the_command_prints_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--model", "mlp", "--recipe", "bhq5", "--hardware", "int8_acc32_wrap", "--steps", "2"]
+    arguments = [*words, "--batch", "16", "--backend", "native", "--check", "sample:0.01,freivalds"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    assert "16 of 16 wrapping GEMMs of 16 checked" in shown
+    assert "seen with probability >= 0.010000" in shown
