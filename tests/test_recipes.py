@@ -52,7 +52,7 @@ def test_an_unknown_name() -> None:
 
 
 def test_the_shipped_recipes() -> None:
-    swept = [f"{quantizer}{bits}" for quantizer in QUANTIZERS for bits in (4, 5, 6, 7, 8)]
+    swept = [f"{q}{bits}{form}" for q in QUANTIZERS for bits in (4, 5, 6, 7, 8) for form in ("", "_offset")]
     assert recipe_names() == sorted(["fp32", "qat", "bhq4_int4", *swept])
 
 
@@ -75,8 +75,8 @@ def _ports(name: str) -> dict[str, QuantizerSpec | None]:
         return dict.fromkeys(PORTS)
     if name == "qat":
         return {"activation": near, "weight": near, "grad_for_wgrad": None, "grad_for_dgrad": None}
-    kind, bits = name[:3], int(name[3])
-    dgrad = QuantizerSpec.model_validate({"quantizer": kind, "bits": bits, "rounding": "stochastic", "zero": "aligned"})
+    kind, bits, zero = name[:3], int(name[3]), "float_offset" if name.endswith("_offset") else "aligned"
+    dgrad = QuantizerSpec.model_validate({"quantizer": kind, "bits": bits, "rounding": "stochastic", "zero": zero})
     return {"activation": near, "weight": near, "grad_for_wgrad": wgrad, "grad_for_dgrad": dgrad}
 
 
@@ -160,11 +160,14 @@ def test_symmetric_codes_of_a_signed_tensor_in_an_unsigned_operand() -> None:
     check_compatible(parse_recipe(GOOD), parse_hardware(text))
 
 
-def test_a_float_offset_on_integer_hardware() -> None:
+def test_a_float_offset_needs_hardware_with_a_zero_point() -> None:
     text = GOOD.replace("bits: 5, rounding: stochastic, zero: aligned", "bits: 5, rounding: to_odd, zero: float_offset")
-    assert conflict(text, HARDWARE) == (
-        "recipe.yaml:7: grad_for_dgrad.zero = float_offset: has no integer zero point for the integer hardware at "
-        "hw.yaml:7: datapath; use zero: aligned"
+    check_compatible(parse_recipe(text), parse_hardware(HARDWARE))
+    assert conflict(text, HARDWARE.replace("after_accumulate", "none")).startswith("recipe.yaml:4: activation.zero")
+    only = text.replace("zero: aligned", "zero: symmetric")
+    assert conflict(only, HARDWARE.replace("after_accumulate", "none").replace("uint8", "int8")) == (
+        "recipe.yaml:7: grad_for_dgrad.zero = float_offset: needs a zero point, but dgrad has none at "
+        "hw.yaml:10: datapath.zero_point; use zero: symmetric, or another zero_point in the hardware"
     )
 
 

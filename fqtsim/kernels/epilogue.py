@@ -1,4 +1,4 @@
-"""Accumulator codes to float32: zero points in int64, two binary64 products, one conversion (S4, S5.8)."""
+"""Accumulator codes to float32: zero points in int64, binary64 products and sums, one conversion (S4, S5.8)."""
 
 from __future__ import annotations
 
@@ -47,3 +47,45 @@ def _finish(
             zb = column[0, n]
             value = (int(acc[m, n]) << dropped) - za * column[1, n] - zb * sum_a + terms * za * zb
             out[r, n, i] = float(value) * (row_step * scales[1][n])
+
+
+def finish_offset(
+    acc: Any, dropped: int, terms: int, row: Any, column: Any, scales: Any, offsets: Any, met: Any, out: Any
+) -> None:
+    """Write what `finish` does, with the terms of the float offsets added in float64 before the conversion.
+
+    offsets = (row offsets (R * I,), column offsets (N,)) are float64, or empty where an operand has none. met =
+    (sums of b less its zero point over valid terms, int64 (P, N); numbers of valid terms, int64 (P,)), where each of
+    the P positions is I / P rows in succession.
+    """
+    threads.run(
+        lambda first, last: _finish_offset(
+            acc, dropped, terms, row, column, scales, offsets, met, out, first, last
+        ),
+        threads.parts(len(acc), acc.shape[1]),
+    )  # fmt: skip
+
+
+@njit(nogil=True)
+def _finish_offset(
+    acc: Any, dropped: int, terms: int, row: Any, column: Any, scales: Any, offsets: Any, met: Any, out: Any,
+    first: int, last: int,
+) -> None:  # fmt: skip
+    inner, (row_offsets, column_offsets), (sums, counts) = out.shape[2], offsets, met
+    repeat = inner // len(counts)
+    of_row, of_column = len(row_offsets) > 0, len(column_offsets) > 0
+    for m in range(first, last):
+        r, i = m // inner, m % inner
+        position = i // repeat
+        za, sum_a, row_step = row[0, m], row[1, m], scales[0][m]
+        for n in range(acc.shape[1]):
+            zb, column_step = column[0, n], scales[1][n]
+            value = (int(acc[m, n]) << dropped) - za * column[1, n] - zb * sum_a + terms * za * zb
+            total = float(value) * (row_step * column_step)
+            if of_row:
+                total = total + float(sums[position, n]) * (row_offsets[m] * column_step)
+            if of_column:  # holes hold za and add nothing to the sum
+                total = total + float(sum_a - terms * za) * (column_offsets[n] * row_step)
+            if of_row and of_column:
+                total = total + float(counts[position]) * (row_offsets[m] * column_offsets[n])
+            out[r, n, i] = total

@@ -21,7 +21,6 @@ def check_compatible(recipe: Recipe, hardware: Hardware) -> None:
         spec = recipe.port(port)
         if spec is None:
             continue
-        _check_offset(recipe, hardware, port, spec)
         _check_random(recipe, hardware, port, spec)
         for gemm, operand in FEEDS[port]:
             if _runs_here(recipe, gemm):
@@ -33,12 +32,6 @@ def check_compatible(recipe: Recipe, hardware: Hardware) -> None:
 def _runs_here(recipe: Recipe, gemm: str) -> bool:
     """Whether both operands of a GEMM are quantized; the platform's float GEMM does the others."""
     return all(recipe.port(port) for port, feeds in FEEDS.items() for fed, _ in feeds if fed == gemm)
-
-
-def _check_offset(recipe: Recipe, hardware: Hardware, port: str, spec: QuantizerSpec) -> None:
-    if spec.zero == "float_offset":
-        rule = f"has no integer zero point for the integer hardware at {hardware.location('datapath')}: datapath"
-        raise recipe.error(f"{port}.zero", rule, "use zero: aligned")
 
 
 def _check_random(recipe: Recipe, hardware: Hardware, port: str, spec: QuantizerSpec) -> None:

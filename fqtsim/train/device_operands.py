@@ -6,13 +6,22 @@ from typing import Any
 
 import torch
 
+from fqtsim.errors import InputError
 from fqtsim.kernels.gpu.launch import Fault, note
 from fqtsim.train.operands import Operand
 from fqtsim.words import IntFormat, ZeroPoint
 
 
 def operand(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
-    """Return a QTensor of this port's format, on a device, as the datapath takes it."""
+    """Return a QTensor of this port's format, on a device, as the datapath takes it.
+
+    Raises InputError for a float offset: the sums over valid terms have no device form.
+    """
+    if tensor.offset is not None:
+        raise InputError(
+            "zero = 'float_offset': its sums over valid terms have no form on a device; "
+            "use zero: aligned, or a backend on the CPU"
+        )
     codes, zeros = tensor.codes, tensor.zero_point.to(torch.int64)
     p = tensor._primitives
     if zero_point is ZeroPoint.NONE:

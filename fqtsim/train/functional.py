@@ -16,22 +16,30 @@ from fqtsim.train.gemm import Gemm, Matrices, Matrix
 from fqtsim.train.geometry import Pair, Window
 from fqtsim.train.operands import Array, Operand
 
+Scale = tuple[Array | None, Array, Array | None]
+"""Step, zero point and offset of an operand, as a Matrix has them."""
 
-def _per_row(operand: Operand, repeats: int) -> tuple[Array | None, Array]:
-    """Return step and zero point of an operand whose every row became `repeats` rows of a matrix."""
+
+def _scale(operand: Operand) -> Scale:
+    return operand.step, operand.zero_point, operand.offset
+
+
+def _per_row(operand: Operand, repeats: int) -> Scale:
+    """Return the scale of an operand whose every row became `repeats` rows of a matrix."""
     if not operand.per_row or operand.step is None:
-        return operand.step, operand.zero_point
-    return np.repeat(operand.step, repeats), np.repeat(operand.zero_point, repeats)
+        return _scale(operand)
+    offset = None if operand.offset is None else np.repeat(operand.offset, repeats)
+    return np.repeat(operand.step, repeats), np.repeat(operand.zero_point, repeats), offset
 
 
-def _whole(operand: Operand, gemm: Gemm, tensor: str) -> tuple[Array | None, Array]:
-    """Return step and zero point of an operand whose rows are contracted: both must be one number."""
+def _whole(operand: Operand, gemm: Gemm, tensor: str) -> Scale:
+    """Return the scale of an operand whose rows are contracted: each part of it must be one number."""
     if operand.per_row:
         raise InputError(
             f"layer {gemm.layer!r}, {gemm.name}: a scale per row of the {tensor} varies along k; "
             "use a per-tensor quantizer (ptq) there"
         )
-    return operand.step, operand.zero_point
+    return _scale(operand)
 
 
 def linear_fprop(x: Operand, w: Operand, gemm: Gemm) -> Array:
@@ -39,7 +47,7 @@ def linear_fprop(x: Operand, w: Operand, gemm: Gemm) -> Array:
     features = x.codes.shape[-1]
     a = x.codes.reshape(-1, features)
     rows = Matrix(a, *_per_row(x, a.shape[0] // max(x.codes.shape[0], 1)))
-    out = gemm(rows, Matrix(np.ascontiguousarray(w.codes.T), w.step, w.zero_point), a.shape[0])
+    out = gemm(rows, Matrix(np.ascontiguousarray(w.codes.T), *_scale(w)), a.shape[0])
     return out.reshape(*x.codes.shape[:-1], -1)
 
 
@@ -78,13 +86,14 @@ def _as_samples(operand: Operand, groups: int) -> Operand:
     shape = (samples, groups, channels // groups, height, width)
     codes = operand.codes.reshape(shape).transpose(1, 0, 2, 3, 4).reshape(-1, *shape[2:])
     if not operand.per_row or operand.step is None:
-        return Operand(codes, operand.step, operand.zero_point)
-    return Operand(codes, np.tile(operand.step, groups), np.tile(operand.zero_point, groups))
+        return Operand(codes, *_scale(operand))
+    offset = None if operand.offset is None else np.tile(operand.offset, groups)
+    return Operand(codes, np.tile(operand.step, groups), np.tile(operand.zero_point, groups), offset)
 
 
-def _in_groups(codes: Array, step: Array | None, zero_point: Array) -> Matrices:
-    """Return codes (G, ., .) as matrices that share step and zero point."""
-    return Matrices(codes, [Matrix(one, step, zero_point) for one in codes])
+def _in_groups(codes: Array, step: Array | None, zero_point: Array, offset: Array | None) -> Matrices:
+    """Return codes (G, ., .) as matrices that share their scale."""
+    return Matrices(codes, [Matrix(one, step, zero_point, offset) for one in codes])
 
 
 def _grouped_weight(w: Operand, groups: int) -> Array:
@@ -96,6 +105,7 @@ def conv_fprop(x: Operand, w: Operand, window: Window, groups: int, gemm: Gemm) 
     """Return the convolution of x (N, CI, H, W) with w (CO, CI / groups, KH, KW): float32 (N, CO, OH, OW)."""
     samples, channels, height, width = x.codes.shape
     oh, ow = window.positions((height, width))
+    met = lowering.fprop_met((height, width), window, channels // groups)
     inputs, outputs = channels // groups, w.codes.shape[0] // groups
     each = samples * oh * ow * w.codes[0].size * x.codes.itemsize
     parts = []
@@ -106,13 +116,9 @@ def conv_fprop(x: Operand, w: Operand, window: Window, groups: int, gemm: Gemm) 
         ws = w.channels(0, first * outputs, last * outputs)
         columns = np.ascontiguousarray(_grouped_weight(ws, count).transpose(0, 3, 4, 2, 1)).reshape(count, -1, outputs)
         owns = [ws.channels(0, g * outputs, (g + 1) * outputs) for g in range(count)]
-        b = Matrices(columns, [Matrix(*of) for of in zip(columns, *_steps_of(owns), strict=True)])
-        parts += gemm.groups(_in_groups(rows, *_per_row(x, oh * ow)), b, samples)
+        b = Matrices(columns, [Matrix(codes, *_scale(own)) for codes, own in zip(columns, owns, strict=True)])
+        parts += gemm.groups(_in_groups(rows, *_per_row(x, oh * ow)), b, samples, met)
     return _joined([part.reshape(samples, outputs, oh, ow) for part in parts], axis=1)
-
-
-def _steps_of(operands: list[Operand]) -> tuple[list[Array | None], list[Array]]:
-    return [operand.step for operand in operands], [operand.zero_point for operand in operands]
 
 
 def _joined(parts: list[Array], axis: int) -> Array:
@@ -123,6 +129,7 @@ def conv_dgrad(dh: Operand, w: Operand, window: Window, groups: int, size: Pair,
     """Return the gradient of an input of `size` from dh (N, CO, OH, OW): float32 (N, CI, H, W)."""
     samples = dh.codes.shape[0]
     inputs, outputs = w.codes.shape[1], w.codes.shape[0] // groups
+    met = lowering.dgrad_met((dh.codes.shape[2], dh.codes.shape[3]), window, size, outputs)
     each = samples * size[0] * size[1] * window.kernel[0] * window.kernel[1] * outputs * dh.codes.itemsize
     parts = []
     for first, last in _spans(groups, each):
@@ -132,7 +139,7 @@ def conv_dgrad(dh: Operand, w: Operand, window: Window, groups: int, size: Pair,
         ws = w.channels(0, first * outputs, last * outputs)
         columns = np.ascontiguousarray(_grouped_weight(ws, count).transpose(0, 3, 4, 1, 2)).reshape(count, -1, inputs)
         a = _in_groups(rows, *_per_row(dh, size[0] * size[1]))
-        parts += gemm.groups(a, _in_groups(columns, *_whole(w, gemm, "weight")), samples)
+        parts += gemm.groups(a, _in_groups(columns, *_whole(w, gemm, "weight")), samples, met)
     return _joined([part.reshape(samples, inputs, *size) for part in parts], axis=1)
 
 
@@ -141,6 +148,7 @@ def conv_wgrad(x: Operand, dh: Operand, window: Window, groups: int, gemm: Gemm)
     samples, channels = x.codes.shape[:2]
     inputs, outputs = channels // groups, dh.codes.shape[1] // groups
     positions = dh.codes.shape[2] * dh.codes.shape[3]
+    met = lowering.wgrad_met((x.codes.shape[2], x.codes.shape[3]), window, samples)
     each = samples * positions * window.kernel[0] * window.kernel[1] * inputs * x.codes.itemsize
     parts = []
     for first, last in _spans(groups, each):
@@ -150,15 +158,23 @@ def conv_wgrad(x: Operand, dh: Operand, window: Window, groups: int, gemm: Gemm)
         dhs = _as_samples(dh.channels(1, first * outputs, last * outputs), count)
         columns = lowering.wgrad_columns(dhs.codes).reshape(count, samples * positions, outputs)
         a = _in_groups(np.ascontiguousarray(rows.transpose(1, 0, 2)), *_whole(x, gemm, "activation"))
-        for out in gemm.groups(a, _in_groups(columns, *_whole(dh, gemm, "output gradient"))):
+        for out in gemm.groups(a, _in_groups(columns, *_whole(dh, gemm, "output gradient")), met=met):
             # (1, CO, KH * KW * CI) -> (CO, CI, KH, KW)
             parts.append(out.reshape(outputs, *window.kernel, inputs).transpose(0, 3, 1, 2))
     return np.ascontiguousarray(_joined(parts, axis=0))
 
 
 def bias_gradient(dh: Operand, axes: tuple[int, ...], p: Primitives) -> Array:
-    """Return the sum of dH over `axes`: exact integer sum of code - zero_point, one product, float32 (S5.8)."""
+    """Return the sum of dH over `axes`: exact integer sum of code - zero_point, times the step, float32 (S5.8).
+
+    A float offset adds its product with the number of terms, in float64, before the conversion.
+    """
     if dh.step is None:
         return p.exact_sum(dh.codes, axes)
     count = math.prod(dh.codes.shape[axis] for axis in axes)
-    return p.scaled_integers(p.integer_sum(dh.codes, axes) - count * dh.zero_point, dh.step)
+    total = p.integer_sum(dh.codes, axes) - count * dh.zero_point
+    if dh.offset is None:
+        return p.scaled_integers(total, dh.step)
+    offset = np.float64(count) * dh.offset.astype(np.float64)
+    summed: Array = (total.astype(np.float64) * dh.step.astype(np.float64) + offset).astype(np.float32)
+    return summed

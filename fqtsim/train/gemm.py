@@ -11,6 +11,7 @@ from fqtsim.backends.base import GemmResult
 from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import epilogue
+from fqtsim.train.lowering import Met, all_met
 from fqtsim.train.operands import Array
 from fqtsim.train.run import Run
 
@@ -27,6 +28,8 @@ class Matrix:
     step: Array | None
     #: int64, shaped as `step`: what a code of real zero still holds after the datapath.
     zero_point: Array
+    #: float32, shaped as `step`: the float offset of every value but those of holes; None where there is none.
+    offset: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,11 @@ class Gemm:
     datapath: Datapath
     run: Run
 
-    def __call__(self, a: Matrix, b: Matrix, rows: int = 1) -> Array:
+    def __call__(self, a: Matrix, b: Matrix, rows: int = 1, met: Met | None = None) -> Array:
         """Return the real product (M, N) in float32, laid out as (rows, N, M / rows).
 
-        Operands without a step are multiplied by the platform's own float GEMM. Raises InputError where an
-        accumulator with its zero-point terms could pass int64.
+        Operands without a step are multiplied by the platform's own float GEMM. `met` says which terms are no holes
+        of a; None: all. Raises InputError where an accumulator with its zero-point terms could pass int64.
         """
         if a.step is None or b.step is None:
             product = torch.mm(torch.from_numpy(a.codes), torch.from_numpy(b.codes)).numpy()
@@ -63,12 +66,12 @@ class Gemm:
         except BackendRefused as error:
             raise BackendRefused(f"layer {self.layer!r}, {self.name}: {error}") from None
         self._publish(a, b, result)
-        return self._finish(a, b, result, rows)
+        return self._finish(a, b, result, rows, met)
 
-    def groups(self, a: Matrices, b: Matrices, rows: int = 1) -> list[Array]:
+    def groups(self, a: Matrices, b: Matrices, rows: int = 1, met: Met | None = None) -> list[Array]:
         """Return what calling this on the matrices of each group would, in order."""
         if a.parts[0].step is None or b.parts[0].step is None:
-            return [self(left, right, rows) for left, right in zip(a.parts, b.parts, strict=True)]
+            return [self(left, right, rows, met) for left, right in zip(a.parts, b.parts, strict=True)]
         try:
             results = self.run.backend.gemm_groups(a.codes, b.codes, self.datapath, self.run.trace)
         except BackendRefused as error:
@@ -77,7 +80,7 @@ class Gemm:
         for left, right, result in zip(a.parts, b.parts, results, strict=True):
             self._publish(left, right, result)
             sides = sides if sides.hold_for(left, right) else _Sides(left, right)
-            products.append(self._finish(left, right, result, rows, sides))
+            products.append(self._finish(left, right, result, rows, met, sides))
         return products
 
     def _publish(self, a: Matrix, b: Matrix, result: GemmResult) -> None:
@@ -86,13 +89,15 @@ class Gemm:
         for observe in self.run.observers:
             observe(self.layer, self.name, a.codes, b.codes, self.datapath, None, result)
 
-    def _finish(self, a: Matrix, b: Matrix, result: GemmResult, rows: int, sides: _Sides | None = None) -> Array:
+    def _finish(
+        self, a: Matrix, b: Matrix, result: GemmResult, rows: int, met: Met | None, sides: _Sides | None = None
+    ) -> Array:
         (m, k), n = a.codes.shape, b.codes.shape[1]
         row, column = np.zeros((2, m), np.int64), np.zeros((2, n), np.int64)
         sides = sides or _Sides(a, b)
         row[0], column[0] = a.zero_point, b.zero_point
         # Only the other side's zero point multiplies a sum, so most sums are never formed.
-        if sides.b_shifted:
+        if sides.b_shifted or b.offset is not None:
             epilogue.row_sums(a.codes, row[1])
         if sides.a_shifted:
             column[1] = b.codes.sum(axis=0, dtype=np.int64)
@@ -100,7 +105,14 @@ class Gemm:
         register = self.datapath.accumulator.register_format
         check_width(self, max(-result.minimum, result.maximum) if register is None else 1 << register.bits, k)
         out = np.empty((rows, n, m // rows), np.float32)
-        epilogue.finish(result.codes, dropped, k, row, column, (sides.a_steps, sides.b_steps), out)
+        steps = sides.a_steps, sides.b_steps
+        if a.offset is None and b.offset is None:
+            epilogue.finish(result.codes, dropped, k, row, column, steps, out)
+            return out
+        met = all_met(k) if met is None else met
+        sums = np.zeros((1, n), np.int64) if a.offset is None else met.sums(b.codes, b.zero_point)
+        offsets = _offsets(a.offset, m), _offsets(b.offset, n)
+        epilogue.finish_offset(result.codes, dropped, k, row, column, steps, offsets, (sums, met.counts), out)
         return out
 
 
@@ -128,6 +140,10 @@ class _Sides:
         """Tell whether these operands have the very steps and zero points that this was made from."""
         theirs = (a.step, b.step, a.zero_point, b.zero_point)
         return all(x is y for x, y in zip(theirs, (*self.steps, *self.zero_points), strict=True))
+
+
+def _offsets(offset: Array | None, count: int) -> Array:
+    return np.empty(0, np.float64) if offset is None else _steps(offset, count)
 
 
 def _steps(step: Array | None, count: int) -> Array:

@@ -6,6 +6,8 @@ ascending as indices of W; wgrad rows (kh, kw, ci) and k = (n, h, w).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from fqtsim.kernels import im2col
@@ -22,6 +24,79 @@ def _carrier(codes: Array) -> Array:
 
 def _pair(first: int, second: int) -> Array:
     return np.array([first, second], np.int64)
+
+
+@dataclass(frozen=True)
+class Met:
+    """Which terms of a GEMM are no holes: the same for every sample, channel and column.
+
+    k counts (outer, i, j, inner); row position (x, y) meets k where `down[x, i]` and `across[y, j]`.
+    """
+
+    #: bool (X, I).
+    down: Array
+    #: bool (Y, J).
+    across: Array
+    outer: int = 1
+    inner: int = 1
+
+    @property
+    def counts(self) -> Array:
+        """The number of valid terms of each row position: int64 (X * Y,)."""
+        counts: Array = np.outer(self.down.sum(1, dtype=np.int64), self.across.sum(1, dtype=np.int64)).reshape(-1)
+        return counts * (self.outer * self.inner)
+
+    def sums(self, codes: Array, zero_point: Array) -> Array:
+        """Return the sums of code - zero_point of b (K, N) over the valid terms: int64 (X * Y, N).
+
+        In float64, where integers below 2^53 are exact in any order: K codes of at most 17 bits stay far below.
+        """
+        (taps_down, taps_across), columns = (self.down.shape[1], self.across.shape[1]), codes.shape[1]
+        shape = (self.outer, taps_down, taps_across, self.inner, columns)
+        each = codes.reshape(shape).sum(axis=(0, 3), dtype=np.int64) - self.outer * self.inner * zero_point
+        along = np.tensordot(self.across.astype(np.float64), each.astype(np.float64), (1, 1))  # (Y, I, N)
+        met = np.tensordot(self.down.astype(np.float64), along, (1, 1))  # (X, Y, N)
+        return met.reshape(-1, columns).astype(np.int64)
+
+
+def all_met(terms: int) -> Met:
+    """Return what a GEMM of so many terms without holes meets: one row position, every term."""
+    return Met(np.ones((1, 1), np.bool_), np.ones((1, 1), np.bool_), outer=terms)
+
+
+def _met(size: int, count: int, kernel: int, step: Pair, offset: int, hole: int) -> Array:
+    """Tell whether output o meets one of `size` positions through tap t: bool (count, kernel).
+
+    That position is (o * s + t * d + offset) / hole with step = (s, d), as in im2col.gather_rows.
+    """
+    place = np.arange(count)[:, None] * step[0] + np.arange(kernel) * step[1] + offset
+    met: Array = (place >= 0) & (place % hole == 0) & (place // hole < size)
+    return met
+
+
+def fprop_met(size: Pair, window: Window, channels: int) -> Met:
+    """Return what each output position of fprop meets of an input of `size`."""
+    down, across = (
+        _met(size[i], window.positions(size)[i], window.kernel[i], (window.stride[i], window.dilation[i]),
+             -window.before[i], 1)
+        for i in (0, 1)
+    )  # fmt: skip
+    return Met(down, across, inner=channels)
+
+
+def dgrad_met(positions: Pair, window: Window, size: Pair, channels: int) -> Met:
+    """Return what each input position of `size` meets of a gradient of `positions`."""
+    down, across = (
+        _met(positions[i], size[i], window.kernel[i], (1, -window.dilation[i]), window.before[i], window.stride[i])
+        for i in (0, 1)
+    )
+    return Met(down, across, inner=channels)
+
+
+def wgrad_met(size: Pair, window: Window, samples: int) -> Met:
+    """Return what each tap of wgrad meets: the transpose of fprop, over all samples."""
+    fprop = fprop_met(size, window, 1)
+    return Met(np.ascontiguousarray(fprop.down.T), np.ascontiguousarray(fprop.across.T), outer=samples)
 
 
 def channels_last(codes: Array) -> Array:

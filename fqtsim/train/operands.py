@@ -24,6 +24,8 @@ class Operand:
     step: Array | None
     #: int64, as `step`: the code of real zero among `codes`, which padding and stride holes carry.
     zero_point: Array
+    #: float32, as `step`: what is added to every value but that of a hole; None where nothing is.
+    offset: Array | None = None
 
     @property
     def per_row(self) -> bool:
@@ -38,8 +40,10 @@ class Operand:
         """Return the part start..stop-1 of the given axis, for one group of a grouped convolution."""
         index = (slice(None),) * axis + (slice(start, stop),)
         cut = self.per_row and axis == 0
-        step = self.step[start:stop] if cut and self.step is not None else self.step
-        return Operand(self.codes[index], step, self.zero_point[start:stop] if cut else self.zero_point)
+        if not cut or self.step is None:
+            return Operand(self.codes[index], self.step, self.zero_point, self.offset)
+        offset = None if self.offset is None else self.offset[start:stop]
+        return Operand(self.codes[index], self.step[start:stop], self.zero_point[start:stop], offset)
 
 
 def decoded(values: Array) -> Operand:
@@ -57,10 +61,8 @@ def _on_device(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
 def encoded(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
     """Return a QTensor as the port of a datapath takes it.
 
-    Raises InputError where the datapath has no zero points and the tensor has one, and for a float offset.
+    Raises InputError where the datapath has no zero points and the tensor has one, and for a float offset on a device.
     """
-    if tensor.offset is not None:
-        raise InputError("zero = 'float_offset': an integer datapath cannot correct a float offset; use zero: aligned")
     tensor = tensor if tensor.format == port else tensor.with_format(port)
     if not isinstance(tensor.codes, np.ndarray):
         return _on_device(tensor, port, zero_point)
@@ -77,4 +79,5 @@ def encoded(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
         shape = zeros.shape + (1,) * (codes.ndim - zeros.ndim) if zeros.ndim else ()
         codes = codes.astype(wide) - zeros.astype(wide).reshape(shape)
         zeros = np.zeros_like(zeros)
-    return Operand(codes, np.asarray(tensor.step), zeros)
+    offset = None if tensor.offset is None else np.asarray(tensor.offset)
+    return Operand(codes, np.asarray(tensor.step), zeros, offset)
