@@ -25,7 +25,8 @@ exhaustive: $(VENV)/stamp-test
 	$(BIN)/python -m pytest -m exhaustive --timeout 7200 -s
 
 bench: $(VENV)/stamp-bench
-	$(BIN)/python benchmarks/gemm.py
+	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/cpu_roofline.py
 
 clean:
 	rm -rf $(VENV) build dist
