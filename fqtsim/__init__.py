@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fqtsim.analysis.measure import analyze
     from fqtsim.api.compare import Comparison, assert_bitexact, compare
     from fqtsim.api.explain import Explanation, explain
     from fqtsim.api.multiply import GemmOutput, gemm
@@ -34,6 +35,7 @@ _HOMES = {
     "RequantizeOutput": "fqtsim.api.requantize",
     "Trainer": "fqtsim.train.trainer",
     "TrainingStopped": "fqtsim.errors",
+    "analyze": "fqtsim.analysis.measure",
     "assert_bitexact": "fqtsim.api.compare",
     "compare": "fqtsim.api.compare",
     "explain": "fqtsim.api.explain",

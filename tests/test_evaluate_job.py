@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import fqtsim
+from fqtsim.analysis.gradients import gradient_noise
 from fqtsim.data import load_dataset
 from fqtsim.data.batches import training_batch
-from fqtsim.evaluate.gradients import gradient_noise
 from fqtsim.evaluate.histogram import sampled_partial_sums
 from fqtsim.evaluate.job import Job, Measure, build, hardware_of, run_job, thinned, with_seed
 from fqtsim.models import build_model

@@ -27,6 +27,7 @@ _COMMANDS = {
     "verify-run": ("verify_run", "Replay a published run and say equal, or where not."),
     "sweep": ("sweep", "Train a grid of designs and judge each against fp32 and QAT."),
     "report": ("sweep", "Print a sweep's table again and write its page."),
+    "analyze": ("analyze", "Measure bias and variance of low-bit gradients, layer by layer."),
     "golden": ("golden", "Make golden vectors, and check a kernel against them."),
     "identify": ("identify", "Find what hardware, or which change of it, produced given outputs."),
     "hardware": ("catalogue", "List or show hardware descriptions."),

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fqtsim.analysis.gradients import Gradients, weight_gradients
 from fqtsim.data.batches import training_batch
-from fqtsim.evaluate.gradients import Gradients, weight_gradients
 from fqtsim.train.config import TrainConfig, build_trainer, resolve
 from fqtsim.train.trainer import Trainer
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import yaml
 
+from fqtsim.analysis.gradients import GradientNoise, gradient_noise
 from fqtsim.data import Dataset, load_dataset
 from fqtsim.data.batches import training_batch
 from fqtsim.errors import InputError, TrainingStopped
-from fqtsim.evaluate.gradients import GradientNoise, gradient_noise
 from fqtsim.evaluate.histogram import PartialSums, sampled_partial_sums
 from fqtsim.hw.load import parse_hardware
 from fqtsim.hw.spec import Hardware

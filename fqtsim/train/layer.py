@@ -45,6 +45,28 @@ class Layer(torch.nn.Module):
         """Run the layer inside torch's autograd."""
         return _Apply.apply(self, len(x), *x, *self.weights())  # type: ignore[no-untyped-call]
 
+    def run_forward(self, *x: Array) -> tuple[Array | tuple[Array, ...], Any]:
+        """Call `compute` on arrays, outside autograd too; what stops it says where (S5.9)."""
+        self.enter("forward pass")
+        try:
+            with np.errstate(all="ignore"):
+                found = self.compute(*x)
+            self.run.primitives.faults.settle()
+        except (TrainingStopped, InputError) as error:
+            raise _placed(self, error, "forward pass") from None
+        return found
+
+    def run_backward(self, kept: Any, dy: tuple[Array, ...], wanted: tuple[bool, ...]) -> tuple[Gradients, Gradients]:
+        """Call `differentiate`, outside autograd too; what stops it says where (S5.9)."""
+        self.enter("backward pass")
+        try:
+            with np.errstate(all="ignore"):
+                found = self.differentiate(kept, dy, wanted)
+            self.run.primitives.faults.settle()
+        except (TrainingStopped, InputError) as error:
+            raise _placed(self, error, "backward pass") from None
+        return found
+
     def enter(self, tensor: str) -> str:
         """Say what is computed from now on, for a device that notes faults (S5.9); return what was said before."""
         p = self.run.primitives
@@ -64,13 +86,7 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: Layer, inputs: int, *tensors: torch.Tensor) -> Any:
         ctx.layer, p = layer, layer.run.primitives
-        layer.enter("forward pass")
-        try:
-            with np.errstate(all="ignore"):
-                out, ctx.kept = layer.compute(*(p.array(x) for x in tensors[:inputs]))
-            p.faults.settle()
-        except (TrainingStopped, InputError) as error:
-            raise _placed(layer, error, "forward pass") from None
+        out, ctx.kept = layer.run_forward(*(p.array(x) for x in tensors[:inputs]))
         if isinstance(out, tuple):
             return tuple(p.tensor(y) for y in out)
         return p.tensor(out)
@@ -80,14 +96,7 @@ class _Apply(torch.autograd.Function):
     def backward(ctx: Any, *dy: torch.Tensor) -> Any:
         layer: Layer = ctx.layer
         p = layer.run.primitives
-        wanted = ctx.needs_input_grad[2:]
-        layer.enter("backward pass")
-        try:
-            with np.errstate(all="ignore"):
-                inputs, weights = layer.differentiate(ctx.kept, tuple(p.array(d) for d in dy), wanted)
-            p.faults.settle()
-        except (TrainingStopped, InputError) as error:
-            raise _placed(layer, error, "backward pass") from None
+        inputs, weights = layer.run_backward(ctx.kept, tuple(p.array(d) for d in dy), ctx.needs_input_grad[2:])
         ctx.kept = None
         return (None, None, *(None if g is None else p.tensor(g) for g in (*inputs, *weights)))
 

@@ -87,6 +87,16 @@ class FQTModule(torch.nn.Module):
         return dict(self._hardware)
 
     @property
+    def program(self) -> tuple[Step, ...]:
+        """The calls of the layers in the order of the forward pass, for whoever runs them outside autograd."""
+        return self._program
+
+    @property
+    def output_slot(self) -> int:
+        """The slot of `program` that holds the logits in the end."""
+        return self._output
+
+    @property
     def seed(self) -> int:
         """The key of all random bits."""
         return self._run.seed

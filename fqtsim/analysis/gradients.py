@@ -1,4 +1,4 @@
-"""Bias and variance that low-bit gradients add, at given weights.
+"""Bias and variance that low-bit gradients add, at given weights, in a few draws: what each row of a sweep has.
 
 Reference: the same batch and the same forward codes, the way back in float. What differs is Q_b1, Q_b2 and the
 accumulators of dgrad and wgrad. Theorem 1 of the paper says that the quantizers alone add no bias; a saturating
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fqtsim.analysis.statistics import u_statistic
 from fqtsim.train.loss import softmax_cross_entropy
 
 #: Steps from here on select random words that no training run has used.
@@ -54,7 +55,7 @@ def gradient_noise(
 ) -> list[GradientNoise]:
     """Return bias and variance of every layer, averaged over the batches; at least two draws each.
 
-    The squared bias is the U-statistic over pairs of draws: with errors e_r, (|sum e|^2 - sum |e|^2) / (R (R - 1)).
+    The squared bias is the U-statistic over pairs of draws; fqtsim.analysis.measure adds intervals, sources and more.
     """
     bias: dict[str, float] = {}
     variance: dict[str, float] = {}
@@ -70,7 +71,7 @@ def gradient_noise(
         for layer, value in exact.items():
             stack = np.stack([error[layer] for error in errors])
             total, each = float(np.sum(stack.sum(axis=0) ** 2)), float(np.sum(stack**2))
-            bias[layer] = bias.get(layer, 0.0) + (total - each) / (draws * (draws - 1))
+            bias[layer] = bias.get(layer, 0.0) + u_statistic(total, each, draws)
             variance[layer] = variance.get(layer, 0.0) + float(np.var(stack, axis=0, ddof=1).sum())
             scale[layer] = scale.get(layer, 0.0) + float(np.sum(value**2))
     return [
