@@ -111,3 +111,36 @@ def test_a_worker_in_the_middle_of_a_job_ends_with_its_parent(tmp_path: Path) ->
     for process in alive:
         process.kill()
     assert not alive
+
+
+#: A user's script that imports numba at its top, as its worker processes then do before they are told anything.
+SCRIPT = """
+import sys
+from dataclasses import replace
+
+import numba
+
+sys.path.insert(0, {tests!r})
+from small_sweep import PLAN, QUICK, WRAP
+
+from fqtsim.evaluate.engine import run_jobs
+from fqtsim.evaluate.job import Design, Job
+
+if __name__ == "__main__":
+    config = replace(PLAN, model={model!r}).config(Design("fp32", (WRAP,)), 0)
+    print([row["status"] + row["message"] for _, row in run_jobs([Job.of(config, QUICK)], workers=1)])
+"""
+
+
+def test_a_script_that_imports_numba_first_can_run_jobs(tmp_path: Path) -> None:
+    model, script = tmp_path / "model.py", tmp_path / "script.py"
+    # Numba reads its environment again with every function that it compiles.
+    model.write_text(
+        "import numba\nfrom torch import nn\n\n"
+        "@numba.njit(parallel=True)\ndef ones():\n    total = 0\n    for i in numba.prange(9):\n        total += 1\n"
+        "    return total\n\n"
+        "def make(info):\n    assert ones() == 9\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), model=f"{model}:make"))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "['done']", done.stdout + done.stderr

@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fqtsim.evaluate.engine import attempt, cores, run_jobs
+from fqtsim.evaluate.engine import attempt, cores, one_thread_for_children, run_jobs
 from fqtsim.evaluate.store import Store
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from fqtsim.evaluate.statistics import Difference
 
 Row = Mapping[str, Any]
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 #: Points of accuracy that a design may lose and still count as training.
 TOLERANCE = 1.0
 
@@ -56,26 +55,7 @@ def _run(jobs: Sequence[Job], workers: int | None) -> Iterator[tuple[Job, dict[s
     if workers == 0:
         yield from ((one, attempt(one)) for one in jobs)
         return
-    with _one_thread_for_children():
-        yield from run_jobs(jobs, workers)
-
-
-@contextmanager
-def _one_thread_for_children() -> Iterator[None]:
-    """Let processes that start meanwhile have one thread.
-
-    They import the script that started them, and with it numba, before anyone could tell them otherwise.
-    """
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    yield from run_jobs(jobs, workers)
 
 
 class Task(Protocol):
@@ -114,7 +94,7 @@ def _measured(tasks: Sequence[Task], workers: int | None) -> Iterator[tuple[Task
         return
     context = get_context("spawn")
     size = min(workers or cores(), len(tasks))
-    with _one_thread_for_children(), ProcessPoolExecutor(size, context, initializer=_one_thread) as pool:
+    with one_thread_for_children(), ProcessPoolExecutor(size, context, initializer=_one_thread) as pool:
         running = {pool.submit(task.measure): task for task in tasks}
         try:
             for future in as_completed(running):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fqtsim.errors import InputError
 
-# A worker must choose its threads before numpy and numba start, so that nothing heavy is imported here.
+# A worker imports this module before it is told anything, so that nothing heavy is imported here.
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
@@ -130,7 +130,7 @@ class _Worker:
         self.pipe: Connection
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs,), daemon=True, name="fqtsim worker")
-        with _without_interrupts():
+        with _without_interrupts(), one_thread_for_children():
             self.process.start()
         # With no copy here, the end of the process is the end of the pipe.
         theirs.close()
@@ -213,6 +213,24 @@ class _Local:
 
 
 @contextmanager
+def one_thread_for_children() -> Iterator[None]:
+    """Let processes that start meanwhile have one thread.
+
+    They import the script that started them, and with it perhaps numba, before anyone could tell them otherwise.
+    """
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Keep Ctrl-C from a process while it starts: it inherits the mask, and Python would print a traceback."""
     if not hasattr(signal, "pthread_sigmask"):
@@ -238,7 +256,6 @@ def _serve(pipe: Connection) -> None:
     # Ctrl-C reaches every process of the terminal; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
     while True:
         try:
             job = pipe.recv()
