@@ -35,5 +35,12 @@ class TrainingStopped(FqtsimError):
     """A step met NaN, infinity or a number out of range; the state before the step is intact (S5.9)."""
 
 
+#: What stops a step under `zero: authors`, for reports to tell from divergence.
+NO_AUTHORS_STEP = (
+    "the authors' PTQ has no step here: the negative side of the range is shorter than one code, which is NaN in their "
+    "code; use zero: aligned"
+)
+
+
 class MissingPackage(FqtsimError, ImportError):
     """A package of an optional extra is not installed; the message names the extra."""

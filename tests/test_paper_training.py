@@ -98,7 +98,7 @@ def test_the_authors_logs_are_those_of_the_facts() -> None:
 
 def test_the_sweep_has_every_recipe_once() -> None:
     names = training.recipes()
-    assert len(names) == len(set(names)) == 2 + 2 * 15
+    assert len(names) == len(set(names)) == 2 + 2 * 15 + 5
     assert {"fp32", "qat", "ptq8", "bhq4", "psq6_offset"} <= set(names)
     assert [load_recipe(name).name for name in names] == names  # each ships
 

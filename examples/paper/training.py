@@ -41,11 +41,11 @@ class Setting:
     rate: float
 
 
-def recipes(forms: Sequence[str] = tuple(FORMS), authors: bool = False) -> list[str]:
+def recipes() -> list[str]:
     """Return the shipped recipes of the sweep, baselines first."""
     found = ["fp32", "qat"]
-    found += [name_of(name, bits, form) for form in forms for bits in BITS for name in QUANTIZERS]
-    return found + list(AUTHORS if authors else ())
+    found += [name_of(name, bits, form) for form in FORMS for bits in BITS for name in QUANTIZERS]
+    return [*found, *AUTHORS]
 
 
 def job(setting: Setting, recipe: str, seed: int, rate: float) -> Job:

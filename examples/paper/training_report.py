@@ -21,7 +21,7 @@ BITS = (8, 7, 6, 5, 4)
 #: Form of the zero of Q_b2, the quantizer under test -> the suffix of its recipes.
 FORMS = {"aligned": "", "float_offset": "_offset"}
 #: The authors' zero-aligned gradient PTQ.
-AUTHORS = ("authors_ptq8", "authors_ptq5", "authors_ptq4")
+AUTHORS = tuple(f"authors_ptq{bits}" for bits in (8, 7, 6, 5, 4))
 #: Part of the steps whose mean training loss is compared: mid-training, as the authors' logs show their order.
 MIDDLE = (0.25, 0.75)
 #: The error says so where the authors' formula has no step (it makes NaN there), which is no divergence.

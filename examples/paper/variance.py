@@ -24,8 +24,6 @@ from fqtsim.train.config import TrainConfig
 from fqtsim.train.loop import run as train
 
 HARDWARE = "int8_acc32_wrap"
-#: Forms of real zero that quantizers have; the authors' own alignment is no quantizer here yet.
-FORMS = ("aligned", "float_offset")
 #: What the network was trained with: every GEMM on integers, so that the checkpoint has one digest everywhere.
 RECIPE = "psq8"
 
@@ -83,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=5, help="for the variance of the quantizers [%(default)s]")
     parser.add_argument("--lines", type=int, default=30, help="for the variance between batches [%(default)s]")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--zeros", nargs="+", default=list(FORMS), choices=ZEROS, help="[%(default)s]")
+    parser.add_argument("--zeros", nargs="+", default=list(ZEROS), choices=ZEROS, help="[%(default)s]")
     parser.add_argument("--bits", nargs="+", type=int, default=list(BITS), choices=BITS, help="only these [all]")
     parser.add_argument("--workers", type=int, help="processes [one a core]")
     options = parser.parse_args(arguments)

@@ -81,4 +81,32 @@ def float_offset(minimum: Float32, maximum: Float32, bits: int, signed: bool) ->
     return Grid(_up_to_float32(step), zero_point, minimum, -shift, 2**bits - 1 - shift, blank)
 
 
-GRIDS = {"aligned": aligned, "symmetric": symmetric, "float_offset": float_offset}
+def authors(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid:
+    """Return the authors' grids, every operation in float32: zero is the code floor(-low * scale).
+
+    Where that is code 0 the step is NaN, as theirs: the next line of their code divides by it.
+    """
+    blank = (minimum == 0) & (maximum == 0)
+    margin, top = np.float32(1e-8), np.float32(2**bits - 1)
+    with np.errstate(over="ignore"):  # a range beyond float32 has scale 0, and so no step
+        low = np.minimum(minimum - margin, np.float32(0))
+        high = np.maximum(maximum + margin, np.float32(0))
+        zero_code = np.where(blank, np.float32(1), np.floor(-low * (top / (high - low))))
+    step = np.where(blank, np.float32(1), -low / np.where(zero_code == 0, np.float32(np.nan), zero_code))
+    shift = 2 ** (bits - 1) if signed else 0
+    zero_point = np.where(blank, 0, zero_code.astype(np.int32) - shift).astype(np.int32)
+    return Grid(step, zero_point, None, -shift, 2**bits - 1 - shift, blank)
+
+
+GRIDS = {"aligned": aligned, "symmetric": symmetric, "float_offset": float_offset, "authors": authors}
+
+
+def power_of_two(grid: Grid) -> Grid:
+    """Return grids with their steps brought up to powers of two, infinity where that is beyond float32.
+
+    Ranges fit, and zero keeps its code.
+    """
+    mantissa, exponent = np.frexp(grid.step)
+    with np.errstate(over="ignore"):
+        step = np.ldexp(np.float32(1), exponent - (mantissa == np.float32(0.5))).astype(np.float32)
+    return grid._replace(step=step)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES, Primitives
-from fqtsim.errors import InputError
-from fqtsim.kernels.grid import GRIDS, Grid
+from fqtsim.errors import NO_AUTHORS_STEP, InputError, TrainingStopped
+from fqtsim.kernels.grid import GRIDS, Grid, power_of_two
 from fqtsim.kernels.quantize import Draw
 from fqtsim.quantizers.arrays import checked_float32, from_library
 from fqtsim.quantizers.qtensor import Mixing, QTensor, wrap
@@ -29,6 +29,17 @@ class Zero(StrEnum):
     SYMMETRIC = "symmetric"
     #: The paper's form: the minimum is the first code, and zero need not be a code.
     FLOAT_OFFSET = "float_offset"
+    #: Real zero is a code, by the authors' formula, which has no step where the negative side is shorter than one code.
+    AUTHORS = "authors"
+
+
+class Step(StrEnum):
+    """Which steps there are."""
+
+    #: Any float32.
+    FREE = "free"
+    #: Powers of two: the free step rounded up.
+    POWER_OF_TWO = "power_of_two"
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Quantizer(ABC):
     zero: Zero
     #: The operand port that the codes are for.
     format: IntFormat
+    step: Step = Step.FREE
 
     @abstractmethod
     def _rows(self, x: Array) -> Array:
@@ -129,4 +141,12 @@ class Quantizer(ABC):
                 f"x: holds {minimum.min()}, and zero = symmetric in format {self.format} has no code below 0; "
                 f'use a signed format or zero = "aligned"'
             )
-        return GRIDS[self.zero](minimum, maximum, self.bits, self.format.signed)
+        grid = GRIDS[self.zero](minimum, maximum, self.bits, self.format.signed)
+        if np.isnan(grid.step).any():
+            raise TrainingStopped(NO_AUTHORS_STEP)
+        if self.step is Step.FREE:
+            return grid
+        coarse = power_of_two(grid)
+        if not np.isfinite(coarse.step).all():
+            raise InputError(f"step = power_of_two: the step {grid.step.max()} has no power of two above it in float32")
+        return coarse

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fqtsim.errors import InputError
 from fqtsim.kernels.gpu import householder
 from fqtsim.kernels.gpu import quantize as kernels
 from fqtsim.kernels.gpu.quantize import DeviceGrid
@@ -84,6 +85,11 @@ def quantize(
     quantizer: Any, x: torch.Tensor, draw: Draw, primitives: Any, fixed: tuple[Any, Any] | None
 ) -> DeviceTensor:
     """Return the codes of x on its device; `fixed` extremes, float32 (1,) of NumPy, stand in for the tensor's own."""
+    if quantizer.zero.value == "authors" or quantizer.step.value == "power_of_two":
+        raise InputError(
+            f"zero = {quantizer.zero.value}, step = {quantizer.step.value}: the authors' zero and power-of-two "
+            "steps have no form on a device; use the CPU"
+        )
     p, tensor_wide = primitives, not quantizer.per_row
     mixing: Any = None
     if quantizer.mixes:

@@ -19,7 +19,8 @@ from fqtsim.words import Rounding
 
 PORTS = ("activation", "weight", "grad_for_wgrad", "grad_for_dgrad")
 QUANTIZERS = ("ptq", "psq", "bhq")
-ZEROS = ("aligned", "symmetric", "float_offset")
+ZEROS = ("aligned", "symmetric", "float_offset", "authors")
+STEPS = ("free", "power_of_two")
 _ZERO_ELSEWHERE = (("asymmetric", "aligned"), ("affine", "aligned"))
 SCHEDULES = ("constant", "step", "cosine")
 _ROUNDINGS = tuple(r.value for r in Rounding)
@@ -36,8 +37,11 @@ class QuantizerSpec(StrictModel):
     rounding: Annotated[Rounding, Word(_ROUNDINGS, ROUNDING_ELSEWHERE)] = Field(
         description="How x / step becomes an integer."
     )
-    zero: Annotated[Literal["aligned", "symmetric", "float_offset"], Word(ZEROS, _ZERO_ELSEWHERE)] = Field(
-        description="Real zero is a code, or code 0, or no code (the paper's form, in float only).",
+    zero: Annotated[Literal["aligned", "symmetric", "float_offset", "authors"], Word(ZEROS, _ZERO_ELSEWHERE)] = Field(
+        description="Real zero is a code, or code 0, or no code (the paper's form), or a code by the authors' formula.",
+    )
+    step: Annotated[Literal["free", "power_of_two"], Word(STEPS)] = Field(
+        default="free", description="Any step, or only powers of two."
     )
     per_channel: Annotated[bool, Truth()] = Field(
         default=False,

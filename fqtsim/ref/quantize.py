@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from fqtsim.errors import NO_AUTHORS_STEP, TrainingStopped
 from fqtsim.ref import binary32
 from fqtsim.ref.stochastic import round_value
 from fqtsim.words import Rounding
@@ -62,7 +63,33 @@ def float_offset(minimum: float, maximum: float, bits: int, signed: bool) -> Gri
     return Grid(step, -shift, minimum, -shift, 2**bits - 1 - shift)
 
 
-GRIDS = {"aligned": aligned, "symmetric": symmetric, "float_offset": float_offset}
+def authors(minimum: float, maximum: float, bits: int, signed: bool) -> Grid:
+    """Return the authors' grid on which zero is the code floor(-low * scale).
+
+    Raises TrainingStopped where that is code 0: the next line of their code divides by it. Source: docs/quantizers.md.
+    """
+    top = 2**bits - 1
+    shift = 2 ** (bits - 1) if signed else 0
+    if minimum == maximum == 0:
+        return Grid(1.0, 0, None, -shift, top - shift)
+    margin = binary32.nearest(Fraction(1e-8))
+    low = min(binary32.subtract(minimum, margin), 0.0)
+    high = max(binary32.add(maximum, margin), 0.0)
+    span = binary32.subtract(high, low)
+    scale = 0.0 if math.isinf(span) else binary32.divide(float(top), span)
+    zero_point = math.floor(binary32.multiply(-low, scale))
+    if zero_point == 0:
+        raise TrainingStopped(NO_AUTHORS_STEP)
+    return Grid(binary32.divide(-low, float(zero_point)), zero_point - shift, None, -shift, top - shift)
+
+
+GRIDS = {"aligned": aligned, "symmetric": symmetric, "float_offset": float_offset, "authors": authors}
+
+
+def power_of_two(grid: Grid) -> Grid:
+    """Return a grid with its step brought up to a power of two; the range fits, and zero keeps its code."""
+    mantissa, exponent = math.frexp(grid.step)
+    return replace(grid, step=math.ldexp(1.0, exponent - (mantissa == 0.5)))
 
 
 def quotient(x: float, grid: Grid) -> float:
