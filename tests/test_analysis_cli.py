@@ -83,6 +83,10 @@ def test_an_analysis_from_the_command_line(tmp_path: Path, capfd: pytest.Capture
     shown = capfd.readouterr().out
     assert "backward hardware: biased in" in shown  # 12 bits saturate
     assert "float_offset" in shown
+    assert f"page       {out / 'analysis.html'}" in shown.replace("\n", "")
+    page = (out / "analysis.html").read_text(encoding="utf-8")
+    assert "backward hardware: biased in" in page
+    assert page.count("<svg") == 5  # intervals, variances, curve, bounds, histograms
     found = read_result(out / "analysis.json")
     assert {row.source for row in found.biases} >= set(table.SOURCES)
     assert [point.bits for point in found.curve] == [5] * 6

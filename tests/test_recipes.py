@@ -227,3 +227,8 @@ def test_the_recipe_of_the_docs_is_the_shipped_one() -> None:
     block = re.search(r"```yaml\n([^`]*\nactivation.*?)```", DOCS.read_text(), re.DOTALL)
     assert block is not None
     assert parse_recipe(block[1]).model_dump() == load_recipe("bhq5").model_dump()
+
+
+def test_a_key_that_older_versions_lack_is_written_only_where_it_acts() -> None:
+    assert "step" not in load_recipe("ptq5").model_dump()["grad_for_dgrad"]
+    assert load_recipe("ptq5_pow2").model_dump()["grad_for_dgrad"]["step"] == "power_of_two"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fqtsim.cli.options import config_of, forward_options
-from fqtsim.errors import InputError
+from fqtsim.errors import InputError, MissingPackage
 
 
 @click.command()
@@ -41,7 +43,9 @@ from fqtsim.errors import InputError
 @click.option("--bits", metavar="N..M", help="Also the variance of ptq, psq and bhq at these widths, as in 4..8.")
 @click.option("--eval-mode", is_flag=True, help="Batch norm by its running statistics, as in the paper's figure.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for analysis.json, and for --resume."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for analysis.json, analysis.html and --resume.",
 )
 @click.option("--resume", is_flag=True, help="Go on with what --out holds.")
 @click.option("--detail", is_flag=True, help="Print every row.")
@@ -66,7 +70,19 @@ def analyze(**options: Any) -> int:
     show(analysis, Console(), detail)
     if out is not None:
         click.echo(f"result     {out / 'analysis.json'}")
+        _write_page(analysis, out / "analysis.html")
     return 0
+
+
+def _write_page(analysis: Any, path: Path) -> None:
+    from fqtsim.analysis.page import write_page
+
+    try:
+        write_page(analysis, path, shlex.join(["fqtsim", *sys.argv[1:]]))
+    except MissingPackage as error:
+        click.echo(f"no page    {error}")
+    else:
+        click.echo(f"page       {path}")
 
 
 def _request(options: dict[str, Any]) -> Any:

@@ -8,7 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from fqtsim.hw.fields import ROUNDING_ELSEWHERE, Name
@@ -23,6 +30,8 @@ ZEROS = ("aligned", "symmetric", "float_offset", "authors")
 STEPS = ("free", "power_of_two")
 _ZERO_ELSEWHERE = (("asymmetric", "aligned"), ("affine", "aligned"))
 SCHEDULES = ("constant", "step", "cosine")
+#: Keys added after version 0.1.0, with their defaults.
+_LATER = (("step", "free"),)
 _ROUNDINGS = tuple(r.value for r in Rounding)
 _QUANTIZER_EXAMPLE = "{quantizer: ptq, bits: 8, rounding: ties_to_even, zero: aligned}, or float"
 
@@ -47,6 +56,12 @@ class QuantizerSpec(StrictModel):
         default=False,
         description="Weight only: one step per output channel in fprop, one per tensor in dgrad.",
     )
+
+    @model_serializer(mode="wrap")
+    def _later_keys_only_where_they_act(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a key that older versions lack at its default: their runs and digests stay."""
+        written: dict[str, Any] = write(self)
+        return {key: value for key, value in written.items() if (key, value) not in _LATER}
 
 
 @dataclass(frozen=True)
