@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ import fqtsim
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.kernels import grid as kernel
 from fqtsim.quantizers.authors_ptq import authors_ptq
+from fqtsim.recipe.load import load_recipe
 from fqtsim.ref import quantize as ref
 from fqtsim.words import Rounding
 
@@ -86,13 +89,44 @@ def test_every_row_has_a_power_of_two(name: str) -> None:
     assert t.clamps == 0
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(2, 8), st.sampled_from(["aligned", "float_offset"]))
+def test_the_mean_range_of_rows_is_that_of_exact_sums(seed: int, rows: int, bits: int, zero: str) -> None:
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(size=(rows, 3, 5)) * 10.0 ** rng.integers(-20, 20, (rows, 1, 1))).astype(np.float32)
+    got = fqtsim.quantizer("ptq", bits, "ties_to_even", zero=zero, range="mean_of_rows").quantize(x)
+    flat = x.reshape(rows, -1)
+    ends = [float(sum(map(Fraction, end.tolist()))) / rows for end in (flat.min(1), flat.max(1))]
+    low, high = (float(np.float32(end)) for end in ends)
+    grid = ref.GRIDS[zero](low, high, bits, False)
+    want = [ref.code(float(value), grid, Rounding.TIES_TO_EVEN) for value in x.ravel()]
+    assert (float(got.step), int(got.zero_point)) == (grid.step, grid.zero_point)
+    assert got.codes.ravel().tolist() == [code for code, _ in want]
+    assert got.clamps == sum(clamped for _, clamped in want)
+
+
+def test_a_mean_range_clamps_and_is_for_ptq_only() -> None:
+    x = np.float32([[-1, 1], [-3, 5]])
+    one = fqtsim.quantizer("ptq", 4, "ties_to_even", range="mean_of_rows")
+    t = one.quantize(x)
+    assert t.clamps == 2
+    assert t.dequantize().tolist()[1] == [t.dequantize().min(), t.dequantize().max()]
+    assert one.quantize(x, range=(-3, 5)).clamps == 0
+    assert one.quantize(np.float32([[-2, -2], [2, 2]])).clamps == 4  # a mean range of 0 alone
+    with pytest.raises(InputError, match="range = mean_of_rows: psq has a range for each row"):
+        fqtsim.quantizer("psq", 4, "ties_to_even", range="mean_of_rows")
+    with pytest.raises(InputError, match="shape \\(\\) has no rows"):
+        one.quantize(np.ones((), np.float32))
+    with pytest.raises(InputError, match=r"grad_for_dgrad.range = mean_of_rows: is for ptq only"):
+        load_recipe("psq5", {"grad_for_dgrad.range": "mean_of_rows"})
+
+
 def network(recipe: str, backend: str = "emulator") -> fqtsim.QuantizedNet:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
     return fqtsim.fully_quantize(model, recipe, "int8_acc32_wrap", backend)
 
 
-@pytest.mark.parametrize("recipe", ["ptq5_pow2", "authors_ptq8", "authors_ptq4"])
+@pytest.mark.parametrize("recipe", ["ptq5_pow2", "ptq5_banner", "authors_ptq8", "authors_ptq4"])
 def test_training(recipe: str) -> None:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((32, 2, 6, 6)).astype(np.float32))

@@ -7,14 +7,14 @@ from typing import TypeVar
 import numpy as np
 
 from fqtsim.errors import InputError
-from fqtsim.quantizers.base import Quantizer, Step, Zero
+from fqtsim.quantizers.base import Quantizer, Range, Step, Zero
 from fqtsim.quantizers.block_householder import BlockHouseholderQuantizer
 from fqtsim.quantizers.per_sample import PerSampleQuantizer
 from fqtsim.quantizers.per_tensor import PerTensorQuantizer
 from fqtsim.quantizers.qtensor import QTensor, checked_format
 from fqtsim.words import IntFormat, Rounding
 
-__all__ = ["QUANTIZERS", "QTensor", "Quantizer", "Step", "Zero", "quantizer"]
+__all__ = ["QUANTIZERS", "QTensor", "Quantizer", "Range", "Step", "Zero", "quantizer"]
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "ptq": PerTensorQuantizer,
@@ -23,7 +23,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 }
 
 
-Word = TypeVar("Word", Rounding, Zero, Step)
+Word = TypeVar("Word", Rounding, Zero, Step, Range)
 
 
 def _word(key: str, value: str, words: type[Word]) -> Word:
@@ -45,11 +45,13 @@ def quantizer(
     zero: Zero | str = "aligned",
     format: IntFormat | str | None = None,
     step: Step | str = "free",
+    range: Range | str = "current",
 ) -> Quantizer:
     """Return the quantizer `ptq` (per tensor), `psq` (per sample) or `bhq` (block Householder).
 
     bits is 2..16; random_bits, 1..32, belongs to stochastic rounding alone; format is the operand port, by default
-    uint{bits}; step "power_of_two" rounds steps up to powers of two. Raises InputError. Source: S5.6, S5.7, S5.12.
+    uint{bits}; step "power_of_two" rounds steps up to powers of two; range "mean_of_rows" (ptq
+    only) clamps beyond the mean range of the rows. Raises InputError. Source: S5.6, S5.7, S5.12.
     """
     if name not in QUANTIZERS:
         raise InputError(f"quantizer = {name!r}: must be one of {', '.join(QUANTIZERS)}")
@@ -61,4 +63,8 @@ def quantizer(
     if rule is not Rounding.STOCHASTIC and random_bits is not None:
         raise InputError(f"random_bits = {random_bits}: rounding = {rule} draws no random bits; leave random_bits out")
     port = checked_format(format if format is not None else IntFormat(bits, signed=False), bits)
-    return QUANTIZERS[name](bits, rule, random_bits or 0, _word("zero", zero, Zero), port, _word("step", step, Step))
+    span = _word("range", range, Range)
+    if span is not Range.CURRENT and name != "ptq":
+        raise InputError(f"range = {span}: {name} has a range for each row; use ptq, or range = current")
+    where, steps = _word("zero", zero, Zero), _word("step", step, Step)
+    return QUANTIZERS[name](bits, rule, random_bits or 0, where, port, steps, span)

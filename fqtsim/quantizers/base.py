@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
@@ -42,6 +43,15 @@ class Step(StrEnum):
     POWER_OF_TWO = "power_of_two"
 
 
+class Range(StrEnum):
+    """Which values a per-tensor grid spans."""
+
+    #: From the smallest to the largest of this tensor.
+    CURRENT = "current"
+    #: From the mean of the rows' minima to the mean of their maxima; what lies outside is clamped.
+    MEAN_OF_ROWS = "mean_of_rows"
+
+
 @dataclass(frozen=True)
 class Quantizer(ABC):
     """Turns float32 tensors into codes. Make one with `fqtsim.quantizer`, which checks the settings."""
@@ -56,6 +66,7 @@ class Quantizer(ABC):
     #: The operand port that the codes are for.
     format: IntFormat
     step: Step = Step.FREE
+    range: Range = Range.CURRENT
 
     @abstractmethod
     def _rows(self, x: Array) -> Array:
@@ -96,6 +107,8 @@ class Quantizer(ABC):
             raise InputError(f"x: shape {array.shape} has no elements; an empty tensor has no range to quantize")
         rows, mixing = self._mix(self._rows(np.asarray(array, order="C")), primitives)
         extremes = primitives.extremes(rows)  # also where the range is fixed: no NaN may pass
+        if self.range is Range.MEAN_OF_ROWS and range is None:
+            range = _mean_extremes(array, primitives)
         grid = self._grid(*extremes) if range is None else self._grid(*self._fixed(range))
         draw = Draw(seed, stream, step, self.random_bits)
         # A fixed range of 0 alone has one code, 0, and brings every value to it.
@@ -150,3 +163,12 @@ class Quantizer(ABC):
         if not np.isfinite(coarse.step).all():
             raise InputError(f"step = power_of_two: the step {grid.step.max()} has no power of two above it in float32")
         return coarse
+
+
+def _mean_extremes(x: Array, primitives: Primitives) -> tuple[float, float]:
+    """Return the means of the rows' minima and maxima: the exact sum rounded to float64, divided there."""
+    if x.ndim == 0:
+        raise InputError("x: shape () has no rows; range = mean_of_rows needs rank 1 or more, use range = current")
+    ends = primitives.extremes(np.asarray(x, order="C").reshape(len(x), -1))
+    low, high = (math.fsum(end.tolist()) / len(x) for end in ends)
+    return low, high

@@ -28,10 +28,11 @@ PORTS = ("activation", "weight", "grad_for_wgrad", "grad_for_dgrad")
 QUANTIZERS = ("ptq", "psq", "bhq")
 ZEROS = ("aligned", "symmetric", "float_offset", "authors")
 STEPS = ("free", "power_of_two")
+RANGES = ("current", "mean_of_rows")
 _ZERO_ELSEWHERE = (("asymmetric", "aligned"), ("affine", "aligned"))
 SCHEDULES = ("constant", "step", "cosine")
 #: Keys added after version 0.1.0, with their defaults.
-_LATER = (("step", "free"),)
+_LATER = (("step", "free"), ("range", "current"))
 _ROUNDINGS = tuple(r.value for r in Rounding)
 _QUANTIZER_EXAMPLE = "{quantizer: ptq, bits: 8, rounding: ties_to_even, zero: aligned}, or float"
 
@@ -51,6 +52,9 @@ class QuantizerSpec(StrictModel):
     )
     step: Annotated[Literal["free", "power_of_two"], Word(STEPS)] = Field(
         default="free", description="Any step, or only powers of two."
+    )
+    range: Annotated[Literal["current", "mean_of_rows"], Word(RANGES)] = Field(
+        default="current", description="ptq only: the tensor's own range, or the mean range of its rows, which clamps."
     )
     per_channel: Annotated[bool, Truth()] = Field(
         default=False,
@@ -174,6 +178,8 @@ class Recipe(FileModel):
             if port != "grad_for_dgrad" and spec.quantizer != "ptq":
                 rule = f"gives every row its own step, which would vary along K of {_contracted(port)}"
                 raise fault(rule, "use ptq here", port, "quantizer")
+            if spec.range != "current" and spec.quantizer != "ptq":
+                raise fault("is for ptq only: other quantizers have a range for each row", "remove it", port, "range")
             if spec.per_channel and port != "weight":
                 raise fault("is for weight only", "remove it", port, "per_channel")
         self._float_in_pairs()
