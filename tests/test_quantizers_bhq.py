@@ -100,9 +100,10 @@ def test_largest_entry_is_that_of_the_matrix(n: int) -> None:
     assert P.reflect(unit, [list(range(n))]) == pytest.approx(q, abs=3e-7)
 
 
+@pytest.mark.parametrize("scale", ["per_row", "per_group"])
 @given(tensors(), st.integers(2, 8), st.integers(1, 32), st.sampled_from(["aligned", "float_offset"]))
-def test_codes_and_values_equal_the_definition(x: Float32, bits: int, n: int, zero: str) -> None:
-    t = quantizer("bhq", bits, "stochastic", n, zero=zero).quantize(x, 3, 2, 1)
+def test_codes_and_values_equal_the_definition(scale: str, x: Float32, bits: int, n: int, zero: str) -> None:
+    t = quantizer("bhq", bits, "stochastic", n, zero=zero, scale=scale).quantize(x, 3, 2, 1)
     rows = x.tolist()
     ranges = [max(row) - min(row) for row in rows]
     groups = ref.group_rows(ref.integer_ranges(ranges))
@@ -110,8 +111,11 @@ def test_codes_and_values_equal_the_definition(x: Float32, bits: int, n: int, ze
     assert t.groups == groups
     columns = [ref.mix(list(column), groups, s) for column in zip(*rows, strict=True)]
     values = []
-    for i, row in enumerate(zip(*columns, strict=True)):
-        grid = ref_quantize.GRIDS[zero](min(row) + 0.0, max(row) + 0.0, bits, False)
+    mixed = list(zip(*columns, strict=True))
+    for i, row in enumerate(mixed):
+        group = next(group for group in groups if i in group) if scale == "per_group" else [i]
+        span = [value for member in group for value in mixed[member]]
+        grid = ref_quantize.GRIDS[zero](min(span) + 0.0, max(span) + 0.0, bits, False)
         assert float(t.step[i]) == grid.step
         words = [random_bits(3, 2, 1, i * len(row) + j, n) for j in range(len(row))]
         codes = [ref_quantize.code(v, grid, Rounding.STOCHASTIC, r, n)[0] for v, r in zip(row, words, strict=True)]

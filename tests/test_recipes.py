@@ -54,7 +54,9 @@ def test_an_unknown_name() -> None:
 def test_the_shipped_recipes() -> None:
     swept = [f"{q}{bits}{form}" for q in QUANTIZERS for bits in (4, 5, 6, 7, 8) for form in ("", "_offset")]
     authors = [f"authors_ptq{bits}" for bits in (4, 5, 6, 7, 8)]
-    assert recipe_names() == sorted(["fp32", "qat", "bhq4_int4", "ptq5_pow2", "ptq5_banner", *swept, *authors])
+    assert recipe_names() == sorted(
+        ["fp32", "qat", "bhq4_int4", "ptq5_pow2", "ptq5_banner", "bhq5_group", *swept, *authors]
+    )
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -80,7 +82,8 @@ def _ports(name: str) -> dict[str, QuantizerSpec | None]:
     kind, bits = name.removeprefix("authors_")[:3], int(name.removeprefix("authors_")[3])
     step = "power_of_two" if name.endswith("_pow2") else "free"
     span = "mean_of_rows" if name.endswith("_banner") else "current"
-    words = {"rounding": "stochastic", "zero": zero, "step": step, "range": span}
+    words = {"rounding": "stochastic", "zero": zero, "step": step, "range": span,
+             "scale": "per_group" if name.endswith("_group") else "per_row"}  # fmt: skip
     dgrad = QuantizerSpec.model_validate({"quantizer": kind, "bits": bits, **words})
     return {"activation": near, "weight": near, "grad_for_wgrad": wgrad, "grad_for_dgrad": dgrad}
 

@@ -120,13 +120,28 @@ def test_a_mean_range_clamps_and_is_for_ptq_only() -> None:
         load_recipe("psq5", {"grad_for_dgrad.range": "mean_of_rows"})
 
 
+def test_the_rows_of_a_group_share_a_grid_and_only_bhq_has_groups() -> None:
+    x = (np.random.default_rng(0).normal(size=(9, 20)) * np.float32([[9], *[[0.1]] * 3, [7], *[[0.2]] * 4])).astype(
+        "f4"
+    )
+    t = fqtsim.quantizer("bhq", 5, "stochastic", 16, scale="per_group").quantize(x)
+    assert [len(group) > 1 for group in t.groups] == [True, True]
+    assert all(len(set(t.step[group].tolist())) == 1 for group in t.groups)
+    assert len(set(t.step.tolist())) == 2
+    assert t.clamps == 0
+    with pytest.raises(InputError, match="scale = per_group: psq has no groups; use bhq"):
+        fqtsim.quantizer("psq", 4, "ties_to_even", scale="per_group")
+    with pytest.raises(InputError, match=r"grad_for_dgrad.scale = per_group: is for bhq only"):
+        load_recipe("psq5", {"grad_for_dgrad.scale": "per_group"})
+
+
 def network(recipe: str, backend: str = "emulator") -> fqtsim.QuantizedNet:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
     return fqtsim.fully_quantize(model, recipe, "int8_acc32_wrap", backend)
 
 
-@pytest.mark.parametrize("recipe", ["ptq5_pow2", "ptq5_banner", "authors_ptq8", "authors_ptq4"])
+@pytest.mark.parametrize("recipe", ["ptq5_pow2", "ptq5_banner", "bhq5_group", "authors_ptq8", "authors_ptq4"])
 def test_training(recipe: str) -> None:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((32, 2, 6, 6)).astype(np.float32))

@@ -7,14 +7,14 @@ from typing import TypeVar
 import numpy as np
 
 from fqtsim.errors import InputError
-from fqtsim.quantizers.base import Quantizer, Range, Step, Zero
+from fqtsim.quantizers.base import Quantizer, Range, Scale, Step, Zero
 from fqtsim.quantizers.block_householder import BlockHouseholderQuantizer
 from fqtsim.quantizers.per_sample import PerSampleQuantizer
 from fqtsim.quantizers.per_tensor import PerTensorQuantizer
 from fqtsim.quantizers.qtensor import QTensor, checked_format
 from fqtsim.words import IntFormat, Rounding
 
-__all__ = ["QUANTIZERS", "QTensor", "Quantizer", "Range", "Step", "Zero", "quantizer"]
+__all__ = ["QUANTIZERS", "QTensor", "Quantizer", "Range", "Scale", "Step", "Zero", "quantizer"]
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
     "ptq": PerTensorQuantizer,
@@ -23,7 +23,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
 }
 
 
-Word = TypeVar("Word", Rounding, Zero, Step, Range)
+Word = TypeVar("Word", Rounding, Zero, Step, Range, Scale)
 
 
 def _word(key: str, value: str, words: type[Word]) -> Word:
@@ -46,12 +46,14 @@ def quantizer(
     format: IntFormat | str | None = None,
     step: Step | str = "free",
     range: Range | str = "current",
+    scale: Scale | str = "per_row",
 ) -> Quantizer:
     """Return the quantizer `ptq` (per tensor), `psq` (per sample) or `bhq` (block Householder).
 
     bits is 2..16; random_bits, 1..32, belongs to stochastic rounding alone; format is the operand port, by default
-    uint{bits}; step "power_of_two" rounds steps up to powers of two; range "mean_of_rows" (ptq
-    only) clamps beyond the mean range of the rows. Raises InputError. Source: S5.6, S5.7, S5.12.
+    uint{bits}. step "power_of_two" rounds steps up to powers of two; range "mean_of_rows" (ptq only) clamps beyond the
+    mean range of the rows; scale "per_group" (bhq only) gives the mixed rows of a group one grid. Raises InputError.
+    Source: S5.6, S5.7, S5.12.
     """
     if name not in QUANTIZERS:
         raise InputError(f"quantizer = {name!r}: must be one of {', '.join(QUANTIZERS)}")
@@ -66,5 +68,8 @@ def quantizer(
     span = _word("range", range, Range)
     if span is not Range.CURRENT and name != "ptq":
         raise InputError(f"range = {span}: {name} has a range for each row; use ptq, or range = current")
+    shared = _word("scale", scale, Scale)
+    if shared is not Scale.PER_ROW and name != "bhq":
+        raise InputError(f"scale = {shared}: {name} has no groups; use bhq, or scale = per_row")
     where, steps = _word("zero", zero, Zero), _word("step", step, Step)
-    return QUANTIZERS[name](bits, rule, random_bits or 0, where, port, steps, span)
+    return QUANTIZERS[name](bits, rule, random_bits or 0, where, port, steps, span, shared)

@@ -52,6 +52,15 @@ class Range(StrEnum):
     MEAN_OF_ROWS = "mean_of_rows"
 
 
+class Scale(StrEnum):
+    """Which mixed rows share a grid."""
+
+    #: None does: the authors' code.
+    PER_ROW = "per_row"
+    #: Those of a group: the paper's formula.
+    PER_GROUP = "per_group"
+
+
 @dataclass(frozen=True)
 class Quantizer(ABC):
     """Turns float32 tensors into codes. Make one with `fqtsim.quantizer`, which checks the settings."""
@@ -67,6 +76,7 @@ class Quantizer(ABC):
     format: IntFormat
     step: Step = Step.FREE
     range: Range = Range.CURRENT
+    scale: Scale = Scale.PER_ROW
 
     @abstractmethod
     def _rows(self, x: Array) -> Array:
@@ -107,6 +117,8 @@ class Quantizer(ABC):
             raise InputError(f"x: shape {array.shape} has no elements; an empty tensor has no range to quantize")
         rows, mixing = self._mix(self._rows(np.asarray(array, order="C")), primitives)
         extremes = primitives.extremes(rows)  # also where the range is fixed: no NaN may pass
+        if self.scale is Scale.PER_GROUP and mixing is not None:
+            extremes = _over_groups(extremes, mixing.groups)
         if self.range is Range.MEAN_OF_ROWS and range is None:
             range = _mean_extremes(array, primitives)
         grid = self._grid(*extremes) if range is None else self._grid(*self._fixed(range))
@@ -171,4 +183,12 @@ def _mean_extremes(x: Array, primitives: Primitives) -> tuple[float, float]:
         raise InputError("x: shape () has no rows; range = mean_of_rows needs rank 1 or more, use range = current")
     ends = primitives.extremes(np.asarray(x, order="C").reshape(len(x), -1))
     low, high = (math.fsum(end.tolist()) / len(x) for end in ends)
+    return low, high
+
+
+def _over_groups(extremes: tuple[Array, Array], groups: list[list[int]]) -> tuple[Array, Array]:
+    """Return the minimum and maximum of each row's group."""
+    low, high = (end.copy() for end in extremes)
+    for group in groups:
+        low[group], high[group] = low[group].min(), high[group].max()
     return low, high

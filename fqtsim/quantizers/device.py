@@ -20,8 +20,8 @@ from fqtsim.kernels.quantize import Draw
 from fqtsim.quantizers.qtensor import QTensor, checked_format
 from fqtsim.words import IntFormat
 
-#: Zero, step and range of the quantizers that have a form here.
-_HERE = tuple((zero, "free", "current") for zero in ("aligned", "symmetric", "float_offset"))
+#: Zero, step, range and scale of the quantizers that have a form here.
+_HERE = tuple((zero, "free", "current", "per_row") for zero in ("aligned", "symmetric", "float_offset"))
 
 
 def in_memory_order(x: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
@@ -88,10 +88,11 @@ def quantize(
     quantizer: Any, x: torch.Tensor, draw: Draw, primitives: Any, fixed: tuple[Any, Any] | None
 ) -> DeviceTensor:
     """Return the codes of x on its device; `fixed` extremes, float32 (1,) of NumPy, stand in for the tensor's own."""
-    if (quantizer.zero.value, quantizer.step.value, quantizer.range.value) not in _HERE:
+    if (quantizer.zero.value, quantizer.step.value, quantizer.range.value, quantizer.scale.value) not in _HERE:
         raise InputError(
-            f"zero = {quantizer.zero.value}, step = {quantizer.step.value}, range = {quantizer.range.value}: the "
-            "authors' zero, power-of-two steps and mean ranges have no form on a device; use the CPU"
+            f"zero = {quantizer.zero.value}, step = {quantizer.step.value}, range = {quantizer.range.value}, scale = "
+            f"{quantizer.scale.value}: the authors' zero, power-of-two steps, mean ranges and scales of groups have no "
+            "form on a device; use the CPU"
         )
     p, tensor_wide = primitives, not quantizer.per_row
     mixing: Any = None

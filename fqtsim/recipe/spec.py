@@ -29,10 +29,11 @@ QUANTIZERS = ("ptq", "psq", "bhq")
 ZEROS = ("aligned", "symmetric", "float_offset", "authors")
 STEPS = ("free", "power_of_two")
 RANGES = ("current", "mean_of_rows")
+SCALES = ("per_row", "per_group")
 _ZERO_ELSEWHERE = (("asymmetric", "aligned"), ("affine", "aligned"))
 SCHEDULES = ("constant", "step", "cosine")
 #: Keys added after version 0.1.0, with their defaults.
-_LATER = (("step", "free"), ("range", "current"))
+_LATER = (("step", "free"), ("range", "current"), ("scale", "per_row"))
 _ROUNDINGS = tuple(r.value for r in Rounding)
 _QUANTIZER_EXAMPLE = "{quantizer: ptq, bits: 8, rounding: ties_to_even, zero: aligned}, or float"
 
@@ -55,6 +56,9 @@ class QuantizerSpec(StrictModel):
     )
     range: Annotated[Literal["current", "mean_of_rows"], Word(RANGES)] = Field(
         default="current", description="ptq only: the tensor's own range, or the mean range of its rows, which clamps."
+    )
+    scale: Annotated[Literal["per_row", "per_group"], Word(SCALES)] = Field(
+        default="per_row", description="bhq only: a grid for each mixed row, or one for those of a group (the paper)."
     )
     per_channel: Annotated[bool, Truth()] = Field(
         default=False,
@@ -180,6 +184,8 @@ class Recipe(FileModel):
                 raise fault(rule, "use ptq here", port, "quantizer")
             if spec.range != "current" and spec.quantizer != "ptq":
                 raise fault("is for ptq only: other quantizers have a range for each row", "remove it", port, "range")
+            if spec.scale != "per_row" and spec.quantizer != "bhq":
+                raise fault("is for bhq only: other quantizers have no groups", "remove it", port, "scale")
             if spec.per_channel and port != "weight":
                 raise fault("is for weight only", "remove it", port, "per_channel")
         self._float_in_pairs()

@@ -86,7 +86,9 @@ class GemmLayer(Layer):
         bits = source.bits if spec.rounding is Rounding.STOCHASTIC and source is not None else None
         form = getattr(self.hardware.datapath_for(gemm), operand)
         span = "current" if kind else spec.range  # one step a channel has a range of its own
-        return quantizer(kind or spec.quantizer, spec.bits, spec.rounding, bits, spec.zero, form, spec.step, span)
+        return quantizer(
+            kind or spec.quantizer, spec.bits, spec.rounding, bits, spec.zero, form, spec.step, span, spec.scale
+        )
 
     def weights(self) -> tuple[torch.nn.Parameter, ...]:
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
