@@ -9,12 +9,15 @@ import pytest
 import torch
 from device_forms import FORMS, called, layouts, no_flags, same, wide
 
+from fqtsim.backends.torch_primitives import TorchPrimitives
+from fqtsim.errors import InputError
 from fqtsim.kernels.gpu import elements, quantize
 from fqtsim.kernels.gpu.launch import Fault
 from fqtsim.kernels.gpu.quantize import DeviceDraw
 from fqtsim.kernels.grid import GRIDS
 from fqtsim.kernels.quantize import Draw, extremes
 from fqtsim.kernels.quantize import quantize as cpu_quantize
+from fqtsim.quantizers import quantizer
 from fqtsim.words import IntFormat, Rounding
 
 #: (minimum, maximum) of rows: blank, one-sided, denormal, of huge ratio, beyond float32 apart, constant.
@@ -22,7 +25,7 @@ ENDS = [(0, 0), (-1, 1e-30), (1, 2), (-1e-45, 1e-45), (0, 5), (-3e38, 3e38), (2,
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("zero", GRIDS)
+@pytest.mark.parametrize("zero", quantize.GRIDS)
 @pytest.mark.parametrize("signed", [False, True])
 def test_grids(form: str, zero: str, signed: bool) -> None:
     minimum, maximum = np.float32(ENDS).T.copy()
@@ -114,3 +117,18 @@ def test_the_codes_lie_in_memory_as_the_tensor_does(form: str, rounding: Roundin
         form, quantize.quantize, x, grid.step, grid.zero_point, grid.low, grid.high, rounding, draw, torch.int8
     )
     assert codes.stride() == x.stride()
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("ptq", {"zero": "authors"}),
+        ("psq", {"step": "power_of_two"}),
+        ("ptq", {"range": "mean_of_rows"}),
+        ("bhq", {"scale": "per_group"}),
+    ],
+)
+def test_words_without_a_device_form_are_refused(name: str, word: dict[str, Any]) -> None:
+    assert set(GRIDS) - set(quantize.GRIDS) == {"authors"}
+    with pytest.raises(InputError, match=rf"{next(iter(word))} = {next(iter(word.values()))}.*no form on a device"):
+        quantizer(name, 5, "ties_to_even", **word).quantize(torch.ones(2, 3), primitives=TorchPrimitives("cpu"))
