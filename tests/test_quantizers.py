@@ -171,7 +171,7 @@ def test_one_shape_of_rank_zero() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("pqt", 8, "ties_to_even"), "quantizer = 'pqt': must be one of ptq, psq, bhq"),
+        (("pqt", 8, "ties_to_even"), "quantizer = 'pqt': must be one of ptq, psq, bhq, luq"),
         (("ptq", 1, "ties_to_even"), "bits = 1: must be 2..16; one bit leaves no code beside zero"),
         (("ptq", 17, "ties_to_even"), "bits = 17: must be 2..16; one bit leaves no code beside zero"),
         (("ptq", 8, "nearest"), "rounding = 'nearest': must be one of ties_to_even, ties_to_odd, ties_to_away, "),

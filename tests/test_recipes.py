@@ -52,10 +52,10 @@ def test_an_unknown_name() -> None:
 
 
 def test_the_shipped_recipes() -> None:
-    swept = [f"{q}{bits}{form}" for q in QUANTIZERS for bits in (4, 5, 6, 7, 8) for form in ("", "_offset")]
+    swept = [f"{q}{bits}{form}" for q in ("ptq", "psq", "bhq") for bits in (4, 5, 6, 7, 8) for form in ("", "_offset")]
     authors = [f"authors_ptq{bits}" for bits in (4, 5, 6, 7, 8)]
     assert recipe_names() == sorted(
-        ["fp32", "qat", "bhq4_int4", "ptq5_pow2", "ptq5_banner", "bhq5_group", *swept, *authors]
+        ["fp32", "qat", "bhq4_int4", "ptq5_pow2", "ptq5_banner", "bhq5_group", "luq4", *swept, *authors]
     )
 
 
@@ -78,6 +78,11 @@ def _ports(name: str) -> dict[str, QuantizerSpec | None]:
         return dict.fromkeys(PORTS)
     if name == "qat":
         return {"activation": near, "weight": near, "grad_for_wgrad": None, "grad_for_dgrad": None}
+    if name == "luq4":
+        four = {"bits": 4, "rounding": "ties_to_even", "quantizer": "ptq"}
+        log = QuantizerSpec.model_validate({**four, "quantizer": "luq", "rounding": "stochastic", "zero": "symmetric"})
+        activation, weight = (QuantizerSpec.model_validate({**four, "zero": zero}) for zero in ("aligned", "symmetric"))
+        return {"activation": activation, "weight": weight, "grad_for_wgrad": log, "grad_for_dgrad": log}
     zero = "float_offset" if name.endswith("_offset") else "authors" if name.startswith("authors_") else "aligned"
     kind, bits = name.removeprefix("authors_")[:3], int(name.removeprefix("authors_")[3])
     step = "power_of_two" if name.endswith("_pow2") else "free"
@@ -204,7 +209,8 @@ def test_shipped_recipes_and_hardware_fit_where_they_should() -> None:
         for recipe in (load_recipe(name) for name in recipe_names()):
             stochastic = recipe.name not in ("fp32", "qat")
             too_wide = hardware.name == "int4_acc16_saturate" and recipe.name in eight_bit
-            if too_wide or (stochastic and hardware.name in inference):
+            unsigned = recipe.name == "luq4" and not hardware.datapath_for("dgrad").a_format.signed
+            if too_wide or unsigned or (stochastic and hardware.name in inference):
                 with pytest.raises(InputError, match=re.escape(f"{hardware.name}.yaml:")):
                     check_compatible(recipe, hardware)
             else:

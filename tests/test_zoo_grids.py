@@ -112,7 +112,7 @@ def test_a_mean_range_clamps_and_is_for_ptq_only() -> None:
     assert t.dequantize().tolist()[1] == [t.dequantize().min(), t.dequantize().max()]
     assert one.quantize(x, range=(-3, 5)).clamps == 0
     assert one.quantize(np.float32([[-2, -2], [2, 2]])).clamps == 4  # a mean range of 0 alone
-    with pytest.raises(InputError, match="range = mean_of_rows: psq has a range for each row"):
+    with pytest.raises(InputError, match="range = mean_of_rows: is for ptq"):
         fqtsim.quantizer("psq", 4, "ties_to_even", range="mean_of_rows")
     with pytest.raises(InputError, match="shape \\(\\) has no rows"):
         one.quantize(np.ones((), np.float32))
@@ -141,7 +141,7 @@ def network(recipe: str, backend: str = "emulator") -> fqtsim.QuantizedNet:
     return fqtsim.fully_quantize(model, recipe, "int8_acc32_wrap", backend)
 
 
-@pytest.mark.parametrize("recipe", ["ptq5_pow2", "ptq5_banner", "bhq5_group", "authors_ptq8", "authors_ptq4"])
+@pytest.mark.parametrize("recipe", ["ptq5_pow2", "ptq5_banner", "bhq5_group", "luq4", "authors_ptq8", "authors_ptq4"])
 def test_training(recipe: str) -> None:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((32, 2, 6, 6)).astype(np.float32))

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from fqtsim.analysis.bounds import mixing_weights, variance_bound
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES
+from fqtsim.kernels.luq import top_code
 from fqtsim.quantizers import QTensor, Quantizer, quantizer
+from fqtsim.quantizers.logarithmic import LogarithmicQuantizer
 from fqtsim.words import Rounding
 
 Float64 = NDArray[np.float64]
@@ -101,8 +103,10 @@ def exact_variance(q: Quantizer, x: Any) -> float:
     if q.rounding is not Rounding.STOCHASTIC:
         return 0.0
     steps = _column(tensor.step)
-    variance = rounding_variance(_clamped(q, tensor, _quotients(tensor, x)), q.random_bits)
-    return float(np.sum(mixing_weights(tensor) * (variance * steps**2).sum(axis=1)))
+    held = _clamped(q, tensor, _quotients(tensor, x))
+    width = _widths(q, held)
+    variance = rounding_variance(np.abs(held) / width if _is_log(q) else held, q.random_bits)
+    return float(np.sum(mixing_weights(tensor) * (variance * (width * steps) ** 2).sum(axis=1)))
 
 
 def exact_bias(q: Quantizer, x: Any) -> Float64:
@@ -115,8 +119,24 @@ def exact_bias(q: Quantizer, x: Any) -> Float64:
         return np.asarray(np.asarray(tensor.dequantize(), np.float64) - x, np.float64)
     y = _quotients(tensor, x)
     held = _clamped(q, tensor, y)
-    bias = (rounding_bias(held, q.random_bits) + (held - y)) * _column(tensor.step)
+    width = _widths(q, held)
+    if _is_log(q):  # magnitudes are rounded
+        rounding = np.sign(held) * width * rounding_bias(np.abs(held) / width, q.random_bits)
+    else:
+        rounding = rounding_bias(held, q.random_bits)
+    bias = (rounding + (held - y)) * _column(tensor.step)
     return np.asarray(_inverse(tensor) @ bias, np.float64).reshape(np.shape(x))
+
+
+def _is_log(q: Quantizer) -> bool:
+    return isinstance(q, LogarithmicQuantizer)
+
+
+def _widths(q: Quantizer, held: Float64) -> Float64:
+    """Return the distance of the codes beside each quotient, in steps: 1, or that of its octave (Q9)."""
+    if not _is_log(q):
+        return np.ones_like(held)
+    return np.asarray(np.ldexp(1.0, np.frexp(np.maximum(np.abs(held), 1))[1] - 1), np.float64)
 
 
 def _inverse(tensor: QTensor) -> Float64:
@@ -144,6 +164,9 @@ def _quotients(tensor: QTensor, x: Any) -> Float64:
 
 def _clamped(q: Quantizer, tensor: QTensor, y: Float64) -> Float64:
     """Return the quotients, those beyond the first or last code brought to it."""
+    if _is_log(q):
+        top = top_code(q.bits)
+        return np.asarray(np.clip(y, -top, top), np.float64)
     half = 2 ** (q.bits - 1)
     first = -half + (q.zero == "symmetric") if q.format.signed else 0
     last = half - 1 if q.format.signed else bins(q.bits)

@@ -19,6 +19,7 @@ from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.kernels import elementary
 from fqtsim.kernels import exact_sum as _exact_sum
 from fqtsim.kernels import householder as _householder
+from fqtsim.kernels import luq as _luq
 from fqtsim.kernels import quantize as _quantize
 from fqtsim.kernels import random as _random
 from fqtsim.kernels.grid import Grid
@@ -166,6 +167,11 @@ class Primitives(HostArrays):
         """
         _check_fields(draw.seed, draw.stream, draw.step)
         return _quantize.quantize(np.ascontiguousarray(as_float32(x)), grid, rounding, draw, storage)
+
+    def log_codes(self, x: Float32, grid: Grid, draw: Draw, storage: str) -> tuple[npt.NDArray[np.integer[Any]], int]:
+        """Return the codes of x (1, D), zero or powers of two, and how many were clamped (docs/quantizers.md, Q9)."""
+        _check_fields(draw.seed, draw.stream, draw.step)
+        return _luq.log_codes(np.ascontiguousarray(as_float32(x)), grid, draw, storage)
 
     def reflect(self, x: Float32, groups: list[list[int]]) -> Float32:
         """Return Q x for x (N, D): the rows of each group, leader first, reflected (docs/quantizers.md, Q8).

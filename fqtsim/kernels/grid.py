@@ -31,7 +31,8 @@ class Grid(NamedTuple):
     blank: npt.NDArray[np.bool_]
 
 
-def _up_to_float32(step: Float64) -> Float32:
+def up_to_float32(step: Float64) -> Float32:
+    """Return the smallest float32 numbers that are not below the steps."""
     nearest = step.astype(np.float32)
     with np.errstate(over="ignore"):  # the neighbour of the largest number, which is not taken
         above = np.nextafter(nearest, np.float32(np.inf))
@@ -59,7 +60,7 @@ def aligned(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid
     zero_point = np.where(step_above < step_below, above, below).astype(np.int32)
     shift = 2 ** (bits - 1) if signed else 0
     zero_point = np.where(blank, 0, zero_point - shift).astype(np.int32)
-    return Grid(_up_to_float32(step), zero_point, None, -shift, 2**bits - 1 - shift, blank)
+    return Grid(up_to_float32(step), zero_point, None, -shift, 2**bits - 1 - shift, blank)
 
 
 def symmetric(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid:
@@ -68,7 +69,7 @@ def symmetric(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Gr
     top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     blank = reach == 0
     step = np.where(blank, 1.0, reach / float(top))
-    return Grid(_up_to_float32(step), np.zeros(step.shape, np.int32), None, -top if signed else 0, top, blank)
+    return Grid(up_to_float32(step), np.zeros(step.shape, np.int32), None, -top if signed else 0, top, blank)
 
 
 def float_offset(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid:
@@ -78,7 +79,7 @@ def float_offset(minimum: Float32, maximum: Float32, bits: int, signed: bool) ->
     shift = 2 ** (bits - 1) if signed else 0
     zero_point = np.full(step.shape, -shift, np.int32)
     blank = np.zeros(step.shape, np.bool_)
-    return Grid(_up_to_float32(step), zero_point, minimum, -shift, 2**bits - 1 - shift, blank)
+    return Grid(up_to_float32(step), zero_point, minimum, -shift, 2**bits - 1 - shift, blank)
 
 
 def authors(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid:

@@ -1,4 +1,4 @@
-"""The paper's gradient quantizers, and the same for weights and activations: ptq, psq, bhq."""
+"""The paper's gradient quantizers, and the same for weights and activations: ptq, psq, bhq; beside them luq."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from fqtsim.errors import InputError
 from fqtsim.quantizers.base import Quantizer, Range, Scale, Step, Zero
 from fqtsim.quantizers.block_householder import BlockHouseholderQuantizer
+from fqtsim.quantizers.logarithmic import LogarithmicQuantizer
 from fqtsim.quantizers.per_sample import PerSampleQuantizer
 from fqtsim.quantizers.per_tensor import PerTensorQuantizer
 from fqtsim.quantizers.qtensor import QTensor, checked_format
@@ -20,6 +21,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "ptq": PerTensorQuantizer,
     "psq": PerSampleQuantizer,
     "bhq": BlockHouseholderQuantizer,
+    "luq": LogarithmicQuantizer,
 }
 
 
@@ -48,12 +50,13 @@ def quantizer(
     range: Range | str = "current",
     scale: Scale | str = "per_row",
 ) -> Quantizer:
-    """Return the quantizer `ptq` (per tensor), `psq` (per sample) or `bhq` (block Householder).
+    """Return the quantizer `ptq` (per tensor), `psq` (per sample), `bhq` (block Householder) or `luq` (powers of two).
 
     bits is 2..16; random_bits, 1..32, belongs to stochastic rounding alone; format is the operand port, by default
     uint{bits}. step "power_of_two" rounds steps up to powers of two; range "mean_of_rows" (ptq only) clamps beyond the
-    mean range of the rows; scale "per_group" (bhq only) gives the mixed rows of a group one grid. Raises InputError.
-    Source: S5.6, S5.7, S5.12.
+    mean range of the rows; scale "per_group" (bhq only) gives the mixed rows of a group one grid. luq is per tensor,
+    of 2..4 bits, stochastic and symmetric; its port is signed, by default int{2**(bits - 1)}. Raises InputError.
+    Source: S5.6, S5.7, S5.12, docs/quantizers.md.
     """
     if name not in QUANTIZERS:
         raise InputError(f"quantizer = {name!r}: must be one of {', '.join(QUANTIZERS)}")
@@ -64,10 +67,10 @@ def quantizer(
         raise InputError(f"random_bits = {random_bits}: stochastic rounding needs 1..32 random bits; say how many")
     if rule is not Rounding.STOCHASTIC and random_bits is not None:
         raise InputError(f"random_bits = {random_bits}: rounding = {rule} draws no random bits; leave random_bits out")
-    port = checked_format(format if format is not None else IntFormat(bits, signed=False), bits)
+    port = checked_format(format if format is not None else QUANTIZERS[name].port(bits), bits)
     span = _word("range", range, Range)
     if span is not Range.CURRENT and name != "ptq":
-        raise InputError(f"range = {span}: {name} has a range for each row; use ptq, or range = current")
+        raise InputError(f"range = {span}: is for ptq; {name} takes the range as it is, use range = current")
     shared = _word("scale", scale, Scale)
     if shared is not Scale.PER_ROW and name != "bhq":
         raise InputError(f"scale = {shared}: {name} has no groups; use bhq, or scale = per_row")

@@ -89,6 +89,16 @@ class Quantizer(ABC):
     #: Whether rows are mixed with each other before quantization.
     mixes = False
 
+    @staticmethod
+    def port(bits: int) -> IntFormat:
+        """Return the operand port where the caller names none."""
+        return IntFormat(bits, signed=False)
+
+    @property
+    def code_bits(self) -> int:
+        """Width of the codes."""
+        return self.bits
+
     @property
     def per_row(self) -> bool:
         """Whether each row has a grid of its own."""
@@ -126,7 +136,7 @@ class Quantizer(ABC):
         # A fixed range of 0 alone has one code, 0, and brings every value to it.
         emptied = range is not None and bool(grid.blank[0])
         kept = np.zeros_like(rows) if emptied else rows
-        codes, clamps, ties = primitives.quantize(kept, grid, self.rounding, draw, self.format.storage)
+        codes, clamps, ties = self._codes(kept, grid, draw, primitives)
         clamps += int(np.count_nonzero(rows)) if emptied else 0
         shape = (len(rows),) if self.per_row else ()
         tensor = QTensor(
@@ -137,13 +147,17 @@ class Quantizer(ABC):
             clamps=clamps,
             ties=ties,
             format=self.format,
-            bits=self.bits,
+            bits=self.code_bits,
             groups=None if mixing is None else mixing.groups,
             _blank=grid.blank,
             _mixing=mixing,
             _primitives=primitives,
         )
         return wrap(tensor, restore)
+
+    def _codes(self, rows: Array, grid: Grid, draw: Draw, primitives: Primitives) -> tuple[Array, int, int]:
+        """Return the codes of the rows, how many were clamped and how many met a tie."""
+        return primitives.quantize(rows, grid, self.rounding, draw, self.format.storage)
 
     def _on_device(self, x: Any, draw: Draw, primitives: Primitives, range: tuple[float, float] | None) -> QTensor:
         from fqtsim.quantizers.device import quantize
@@ -169,8 +183,9 @@ class Quantizer(ABC):
         grid = GRIDS[self.zero](minimum, maximum, self.bits, self.format.signed)
         if np.isnan(grid.step).any():
             raise TrainingStopped(NO_AUTHORS_STEP)
-        if self.step is Step.FREE:
-            return grid
+        return grid if self.step is Step.FREE else self._coarse(grid)
+
+    def _coarse(self, grid: Grid) -> Grid:
         coarse = power_of_two(grid)
         if not np.isfinite(coarse.step).all():
             raise InputError(f"step = power_of_two: the step {grid.step.max()} has no power of two above it in float32")

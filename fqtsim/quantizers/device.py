@@ -17,6 +17,7 @@ from fqtsim.kernels.gpu import householder
 from fqtsim.kernels.gpu import quantize as kernels
 from fqtsim.kernels.gpu.quantize import DeviceGrid
 from fqtsim.kernels.quantize import Draw
+from fqtsim.quantizers.logarithmic import LogarithmicQuantizer
 from fqtsim.quantizers.qtensor import QTensor, checked_format
 from fqtsim.words import IntFormat
 
@@ -88,6 +89,8 @@ def quantize(
     quantizer: Any, x: torch.Tensor, draw: Draw, primitives: Any, fixed: tuple[Any, Any] | None
 ) -> DeviceTensor:
     """Return the codes of x on its device; `fixed` extremes, float32 (1,) of NumPy, stand in for the tensor's own."""
+    if isinstance(quantizer, LogarithmicQuantizer):
+        raise InputError("luq: codes that are powers of two have no form on a device; use the CPU")
     if (quantizer.zero.value, quantizer.step.value, quantizer.range.value, quantizer.scale.value) not in _HERE:
         raise InputError(
             f"zero = {quantizer.zero.value}, step = {quantizer.step.value}, range = {quantizer.range.value}, scale = "

@@ -48,7 +48,7 @@ class QTensor:
     ties: int
     #: The operand port that the codes are for; may be wider than `bits`.
     format: IntFormat
-    #: Width of the quantizer; 2**bits codes are in use.
+    #: Width of the codes, at most 2**bits of which are in use.
     bits: int
     #: For `bhq`, the rows mixed with each other, leader first; else None.
     groups: list[list[int]] | None

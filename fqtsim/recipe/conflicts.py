@@ -43,10 +43,11 @@ def _check_random(recipe: Recipe, hardware: Hardware, port: str, spec: Quantizer
 
 def _check_width(recipe: Recipe, hardware: Hardware, port: str, spec: QuantizerSpec, gemm: str, operand: str) -> None:
     bits = getattr(hardware.datapath_for(gemm), f"{operand}_format").bits
-    if spec.bits > bits:
+    if spec.code_bits > bits:
+        most = bits.bit_length() if spec.quantizer == "luq" else bits
         where = hardware.datapath_location(gemm, operand)
         rule = f"does not fit the {getattr(hardware.datapath_for(gemm), operand)} of {gemm} at {where}"
-        raise recipe.error(f"{port}.bits", rule, f"use at most {bits} bits, or a wider operand")
+        raise recipe.error(f"{port}.bits", rule, f"use at most {most} bits, or a wider operand")
 
 
 def _check_zero(recipe: Recipe, hardware: Hardware, port: str, spec: QuantizerSpec, gemm: str) -> None:

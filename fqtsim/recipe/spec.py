@@ -25,7 +25,7 @@ from fqtsim.strict_yaml import kind
 from fqtsim.words import Rounding
 
 PORTS = ("activation", "weight", "grad_for_wgrad", "grad_for_dgrad")
-QUANTIZERS = ("ptq", "psq", "bhq")
+QUANTIZERS = ("ptq", "psq", "bhq", "luq")
 ZEROS = ("aligned", "symmetric", "float_offset", "authors")
 STEPS = ("free", "power_of_two")
 RANGES = ("current", "mean_of_rows")
@@ -41,8 +41,8 @@ _QUANTIZER_EXAMPLE = "{quantizer: ptq, bits: 8, rounding: ties_to_even, zero: al
 class QuantizerSpec(StrictModel):
     """How one tensor becomes codes."""
 
-    quantizer: Annotated[Literal["ptq", "psq", "bhq"], Word(QUANTIZERS)] = Field(
-        description="Per tensor, per sample (a row of dimension 0) or block Householder."
+    quantizer: Annotated[Literal["ptq", "psq", "bhq", "luq"], Word(QUANTIZERS)] = Field(
+        description="Per tensor, per sample (a row of dimension 0), block Householder or LUQ (powers of two)."
     )
     bits: Annotated[int, Integer(2, 8)] = Field(description="Width of the codes, 2..8.", examples=[8])
     rounding: Annotated[Rounding, Word(_ROUNDINGS, ROUNDING_ELSEWHERE)] = Field(
@@ -64,6 +64,11 @@ class QuantizerSpec(StrictModel):
         default=False,
         description="Weight only: one step per output channel in fprop, one per tensor in dgrad.",
     )
+
+    @property
+    def code_bits(self) -> int:
+        """Width of the codes; those of luq are powers of two, one for each pattern of its bits."""
+        return 2 ** (self.bits - 1) if self.quantizer == "luq" else self.bits
 
     @model_serializer(mode="wrap")
     def _later_keys_only_where_they_act(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -179,17 +184,28 @@ class Recipe(FileModel):
             spec = self.port(port)
             if spec is None:
                 continue
-            if port != "grad_for_dgrad" and spec.quantizer != "ptq":
+            if port != "grad_for_dgrad" and spec.quantizer in ("psq", "bhq"):
                 rule = f"gives every row its own step, which would vary along K of {_contracted(port)}"
                 raise fault(rule, "use ptq here", port, "quantizer")
             if spec.range != "current" and spec.quantizer != "ptq":
-                raise fault("is for ptq only: other quantizers have a range for each row", "remove it", port, "range")
+                raise fault("is for ptq only: others take the range as it is", "remove it", port, "range")
             if spec.scale != "per_row" and spec.quantizer != "bhq":
                 raise fault("is for bhq only: other quantizers have no groups", "remove it", port, "scale")
+            self._log_codes_are_whole(port, spec)
             if spec.per_channel and port != "weight":
                 raise fault("is for weight only", "remove it", port, "per_channel")
         self._float_in_pairs()
         return self
+
+    def _log_codes_are_whole(self, port: str, spec: QuantizerSpec) -> None:
+        if spec.quantizer != "luq":
+            return
+        if spec.bits > 4:
+            raise fault("is over 4, beyond which codes of luq pass 64", "use 2..4 bits, or ptq", port, "bits")
+        if spec.rounding is not Rounding.STOCHASTIC:
+            raise fault("is not what luq does: it rounds at random in octaves", "use stochastic", port, "rounding")
+        if spec.zero != "symmetric":
+            raise fault("is not what luq has: zero is code 0", "use symmetric", port, "zero")
 
     def _float_in_pairs(self) -> None:
         """A GEMM is integer or float: no operand is quantized for one whose other operand is float."""
