@@ -55,7 +55,7 @@ def test_the_shipped_recipes() -> None:
     swept = [f"{q}{bits}{form}" for q in ("ptq", "psq", "bhq") for bits in (4, 5, 6, 7, 8) for form in ("", "_offset")]
     authors = [f"authors_ptq{bits}" for bits in (4, 5, 6, 7, 8)]
     assert recipe_names() == sorted(
-        ["fp32", "qat", "bhq4_int4", "ptq5_pow2", "ptq5_banner", "bhq5_group", "luq4", *swept, *authors]
+        ["fp32", "qat", "bhq4_int4", "ptq5_pow2", "ptq5_banner", "bhq5_group", "luq4", "psq5_channel", *swept, *authors]
     )
 
 
@@ -74,6 +74,7 @@ def _ports(name: str) -> dict[str, QuantizerSpec | None]:
     everywhere = 4 if name == "bhq4_int4" else 8
     near = QuantizerSpec(quantizer="ptq", bits=everywhere, rounding=Rounding.TIES_TO_EVEN, zero="aligned")
     wgrad = QuantizerSpec(quantizer="ptq", bits=everywhere, rounding=Rounding.STOCHASTIC, zero="aligned")
+    wgrad = wgrad.model_copy(update={"per_channel": name.endswith("_channel")})
     if name == "fp32":
         return dict.fromkeys(PORTS)
     if name == "qat":

@@ -125,8 +125,11 @@ def quantized(recipe: Any, port: str, values: torch.Tensor, step: int, layer: in
     bits = 12 if spec.rounding == "stochastic" else None
     kind = "psq" if spec.per_channel else spec.quantizer
     q = fqtsim.quantizer(kind, spec.bits, spec.rounding, bits, spec.zero, "int8")
+    if port == "grad_for_wgrad" and spec.per_channel:
+        values = values.transpose(0, 1).contiguous()
     tensor = q.quantize(values.detach(), seed, streams.stream_id(layer, PORTS[port]), step)
-    return tensor.dequantize().double()
+    found = tensor.dequantize().double()
+    return found.transpose(0, 1) if port == "grad_for_wgrad" and spec.per_channel else found
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
@@ -136,6 +139,10 @@ def quantized(recipe: Any, port: str, values: torch.Tensor, step: int, layer: in
     [
         ("ptq8", {}, hardware()),
         ("psq5", {"weight.per_channel": True}, hardware(fprop_a="uint8")),
+        ("psq5_channel", {}, hardware()),
+        ("psq5_channel", {"grad_for_wgrad.zero": "float_offset"}, hardware()),
+        ("psq5_channel", {}, hardware("before_multiply")),
+        ("psq5_channel", SYMMETRIC, hardware("none")),
         ("bhq4", {}, hardware("before_multiply")),
         ("psq6", SYMMETRIC, hardware("none")),
     ],

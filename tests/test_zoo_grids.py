@@ -141,7 +141,9 @@ def network(recipe: str, backend: str = "emulator") -> fqtsim.QuantizedNet:
     return fqtsim.fully_quantize(model, recipe, "int8_acc32_wrap", backend)
 
 
-@pytest.mark.parametrize("recipe", ["ptq5_pow2", "ptq5_banner", "bhq5_group", "luq4", "authors_ptq8", "authors_ptq4"])
+@pytest.mark.parametrize(
+    "recipe", ["ptq5_pow2", "ptq5_banner", "bhq5_group", "luq4", "psq5_channel", "authors_ptq8", "authors_ptq4"]
+)
 def test_training(recipe: str) -> None:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((32, 2, 6, 6)).astype(np.float32))
@@ -159,3 +161,13 @@ def test_the_hole_stops_a_step_by_name() -> None:
     outputs = network("authors_ptq5")(torch.ones(4, 2, 6, 6))
     with pytest.raises(TrainingStopped, match=f"layer '3', .*{HOLE}"):
         outputs.sum().backward()  # every gradient is 1: no negative side
+
+
+def test_the_analysis_measures_the_gradient_with_its_channels_first() -> None:
+    recipe = load_recipe("psq5_channel")
+    model = nn.Sequential(nn.Linear(6, 5))
+    net = fqtsim.fully_quantize(model, recipe, "int8_acc32_wrap")
+    layer = next(m for m in net.modules() if hasattr(m, "as_quantized"))
+    dy = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    assert (layer.as_quantized("grad_for_wgrad", dy) == dy.T).all()
+    assert layer.as_quantized("grad_for_dgrad", dy) is dy

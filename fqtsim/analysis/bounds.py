@@ -86,7 +86,7 @@ class Meter:
         """Look at one layer's output gradient (N, ...) at the ports that it uses."""
         for port in ports:
             if layer.quantizers[port] is not None:
-                self._look(layer, port, dy)
+                self._look(layer, port, layer.as_quantized(port, dy))
 
     def _look(self, layer: GemmLayer, port: str, dy: Any) -> None:
         spec = layer.recipe.port(port)

@@ -62,7 +62,7 @@ class QuantizerSpec(StrictModel):
     )
     per_channel: Annotated[bool, Truth()] = Field(
         default=False,
-        description="Weight only: one step per output channel in fprop, one per tensor in dgrad.",
+        description="One step per output channel: weight (in fprop; one per tensor in dgrad) or grad_for_wgrad.",
     )
 
     @property
@@ -192,10 +192,19 @@ class Recipe(FileModel):
             if spec.scale != "per_row" and spec.quantizer != "bhq":
                 raise fault("is for bhq only: other quantizers have no groups", "remove it", port, "scale")
             self._log_codes_are_whole(port, spec)
-            if spec.per_channel and port != "weight":
-                raise fault("is for weight only", "remove it", port, "per_channel")
+            self._channels_are_columns(port, spec)
         self._float_in_pairs()
         return self
+
+    def _channels_are_columns(self, port: str, spec: QuantizerSpec) -> None:
+        if not spec.per_channel:
+            return
+        if port not in ("weight", "grad_for_wgrad"):
+            raise fault("is for weight and grad_for_wgrad only", "remove it", port, "per_channel")
+        if spec.quantizer != "ptq":
+            raise fault(f"is for ptq: {spec.quantizer} has no form per channel", "remove it", port, "per_channel")
+        if port == "grad_for_wgrad" and spec.range != "current":
+            raise fault("does nothing where each channel has its own range", "remove it", port, "range")
 
     def _log_codes_are_whole(self, port: str, spec: QuantizerSpec) -> None:
         if spec.quantizer != "luq":

@@ -155,10 +155,15 @@ def conv_wgrad(x: Operand, dh: Operand, window: Window, groups: int, gemm: Gemm)
         count = last - first
         xs = _as_samples(x.channels(1, first * inputs, last * inputs), count)
         rows = lowering.wgrad_rows(xs, window).reshape(-1, count, samples * positions)
-        dhs = _as_samples(dh.channels(1, first * outputs, last * outputs), count)
-        columns = lowering.wgrad_columns(dhs.codes).reshape(count, samples * positions, outputs)
+        gradient = dh.channels(1, first * outputs, last * outputs)
+        owns = [gradient.channels(1, g * outputs, (g + 1) * outputs) for g in range(count)]
+        columns = lowering.wgrad_columns(_as_samples(gradient, count).codes).reshape(
+            count, samples * positions, outputs
+        )
         a = _in_groups(np.ascontiguousarray(rows.transpose(1, 0, 2)), *_whole(x, gemm, "activation"))
-        for out in gemm.groups(a, _in_groups(columns, *_whole(dh, gemm, "output gradient")), met=met):
+        scales = [_whole(own, gemm, "output gradient") for own in owns]
+        b = Matrices(columns, [Matrix(codes, *scale) for codes, scale in zip(columns, scales, strict=True)])
+        for out in gemm.groups(a, b, met=met):
             # (1, CO, KH * KW * CI) -> (CO, CI, KH, KW)
             parts.append(out.reshape(outputs, *window.kernel, inputs).transpose(0, 3, 1, 2))
     return np.ascontiguousarray(_joined(parts, axis=0))

@@ -6,9 +6,10 @@ A port that the recipe leaves float runs on the platform's own GEMM, with the va
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from fqtsim import streams
@@ -39,6 +40,8 @@ class Quantized:
 
     tensor: Any
     is_float: bool
+    #: Where dimension 0 of the codes belongs.
+    axis: int = 0
 
     def values(self) -> Array:
         """Return the float32 values, those of the codes where there are codes."""
@@ -55,6 +58,10 @@ class GemmLayer(Layer):
         self.quantizers = {port: self._quantizer(port) for port in _PORTS}
         spec = recipe.port("weight")
         self.per_channel = self._quantizer("weight", "psq") if spec is not None and spec.per_channel else None
+        spec = recipe.port("grad_for_wgrad")
+        self.per_column = spec is not None and spec.per_channel
+        if self.per_column:
+            self.quantizers["grad_for_wgrad"] = self._quantizer("grad_for_wgrad", "psq")
         #: (minimum, maximum) for every activation tensor (S5.7); None where each has its own.
         self.activation_range: tuple[float, float] | None = None
         self._clamps: Any = 0
@@ -121,7 +128,9 @@ class GemmLayer(Layer):
         path = gemm.datapath
         return (
             encoded(a.tensor, path.a_format, path.zero_point),
-            encoded(b.tensor, path.b_format, path.zero_point),
+            encoded(b.tensor, path.b_format, path.zero_point)
+            if not b.axis
+            else encoded(b.tensor, path.b_format, path.zero_point).with_rows_at(b.axis),
             gemm,
         )
 
@@ -143,11 +152,25 @@ class GemmLayer(Layer):
         dx = self._input_gradient(wq, dy[0], shape) if wanted[0] else None
         if not any(wanted[1:]):
             return (dx,), (None,) * (len(wanted) - 1)
-        a, b, gemm = self._operands("wgrad", xq, self._quantize("grad_for_wgrad", dy[0]))
+        a, b, gemm = self._operands("wgrad", xq, self._gradient_for_wgrad(dy[0]))
         dw = self.wgrad(a, b, gemm) if wanted[1] else None
         if self.bias is None:
             return (dx,), (dw,)
         return (dx,), (dw, functional.bias_gradient(b, self._summed_axes(dy[0]), self.run.primitives))
+
+    def _gradient_for_wgrad(self, dy: Array) -> Quantized:
+        if not self.per_column or self.quantizers["grad_for_wgrad"] is None:
+            return self._quantize("grad_for_wgrad", dy)
+        if self.run.primitives.on_device:
+            raise InputError("grad_for_wgrad.per_channel = true: has no form on a device; use the CPU")
+        rows = self.as_quantized("grad_for_wgrad", dy)
+        return replace(self._quantize("grad_for_wgrad", rows), axis=self._channel_axis(dy))
+
+    def as_quantized(self, port: str, dy: Array) -> Array:
+        """Return an output gradient as the quantizer of a port takes it: with output channels first, if per channel."""
+        if port != "grad_for_wgrad" or not self.per_column:
+            return dy
+        return np.ascontiguousarray(np.moveaxis(dy, self._channel_axis(dy), 0))
 
     def _input_gradient(self, wq: Quantized, dy: Array, shape: tuple[int, ...]) -> Array:
         dh = self._quantize("grad_for_dgrad", dy)
@@ -173,8 +196,12 @@ class GemmLayer(Layer):
     def _along_output(self, bias: Array, y: Array) -> Array:
         raise NotImplementedError
 
-    def _summed_axes(self, dy: Array) -> tuple[int, ...]:
+    def _channel_axis(self, dy: Array) -> int:
         raise NotImplementedError
+
+    def _summed_axes(self, dy: Array) -> tuple[int, ...]:
+        channels = self._channel_axis(dy)
+        return tuple(axis for axis in range(dy.ndim) if axis != channels)
 
 
 class Linear(GemmLayer):
@@ -199,8 +226,8 @@ class Linear(GemmLayer):
     def _along_output(self, bias: Array, y: Array) -> Array:
         return bias
 
-    def _summed_axes(self, dy: Array) -> tuple[int, ...]:
-        return tuple(range(dy.ndim - 1))
+    def _channel_axis(self, dy: Array) -> int:
+        return int(dy.ndim) - 1
 
 
 class Conv2d(GemmLayer):
@@ -232,5 +259,5 @@ class Conv2d(GemmLayer):
     def _along_output(self, bias: Array, y: Array) -> Array:
         return bias.reshape(-1, 1, 1)
 
-    def _summed_axes(self, dy: Array) -> tuple[int, ...]:
-        return (0, 2, 3)
+    def _channel_axis(self, dy: Array) -> int:
+        return 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,23 @@ class Operand:
 
     #: Integer codes, in the tensor's logical shape.
     codes: Array
-    #: float32, shape () or one per index of dimension 0.
+    #: float32, shape () or one per index of dimension `axis`.
     step: Array | None
     #: int64, as `step`: the code of real zero among `codes`, which padding and stride holes carry.
     zero_point: Array
     #: float32, as `step`: what is added to every value but that of a hole; None where nothing is.
     offset: Array | None = None
+    #: The dimension whose indices have steps of their own, where there are several: 0, or that of output channels.
+    axis: int = 0
 
     @property
     def per_row(self) -> bool:
         """Tell whether each index of dimension 0 has its own step."""
-        return self.step is not None and self.step.ndim > 0
+        return self.step is not None and self.step.ndim > 0 and self.axis == 0
+
+    def with_rows_at(self, axis: int) -> Operand:
+        """Return the operand with dimension 0, and the steps along it, moved to another place."""
+        return replace(self, codes=np.moveaxis(self.codes, 0, axis), axis=axis)
 
     def fill(self, rows: int) -> Array:
         """Return the code of real zero of each index of dimension 0, in the type of the codes."""
@@ -39,11 +45,11 @@ class Operand:
     def channels(self, axis: int, start: int, stop: int) -> Operand:
         """Return the part start..stop-1 of the given axis, for one group of a grouped convolution."""
         index = (slice(None),) * axis + (slice(start, stop),)
-        cut = self.per_row and axis == 0
-        if not cut or self.step is None:
-            return Operand(self.codes[index], self.step, self.zero_point, self.offset)
-        offset = None if self.offset is None else self.offset[start:stop]
-        return Operand(self.codes[index], self.step[start:stop], self.zero_point[start:stop], offset)
+        if self.step is None or not self.step.ndim or axis != self.axis:
+            return replace(self, codes=self.codes[index])
+        part = slice(start, stop)
+        offset = None if self.offset is None else self.offset[part]
+        return Operand(self.codes[index], self.step[part], self.zero_point[part], offset, axis)
 
 
 def decoded(values: Array) -> Operand:
