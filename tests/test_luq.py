@@ -15,6 +15,7 @@ from fqtsim.analysis import laws
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES
 from fqtsim.backends.torch_primitives import TorchPrimitives
 from fqtsim.errors import InputError
+from fqtsim.kernels import threads
 from fqtsim.ref import luq as ref
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -49,7 +50,10 @@ def test_a_fixed_range_clamps_and_counts(values: list[float], end: float) -> Non
 
 
 def test_long_tensors_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SMALLEST_PART", 16)
+    monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 5)
     x = np.random.default_rng(0).laplace(size=20011).astype(np.float32)
+    assert len(threads.parts(x.size)) == 5
     t = fqtsim.quantizer("luq", 4, "stochastic", 16, "symmetric").quantize(x, 3, 5, 7)
     assert t.codes.tolist() == [code for code, _ in expected(x, 4, 16)[1]]
     assert set(np.abs(t.codes).tolist()) == {0, 1, 2, 4, 8, 16, 32, 64}

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fqtsim
+from fqtsim.analysis.bounds import Meter
+from fqtsim.analysis.tape import gemm_layers
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.kernels import grid as kernel
 from fqtsim.quantizers.authors_ptq import authors_ptq
@@ -163,11 +165,16 @@ def test_the_hole_stops_a_step_by_name() -> None:
         outputs.sum().backward()  # every gradient is 1: no negative side
 
 
-def test_the_analysis_measures_the_gradient_with_its_channels_first() -> None:
-    recipe = load_recipe("psq5_channel")
-    model = nn.Sequential(nn.Linear(6, 5))
-    net = fqtsim.fully_quantize(model, recipe, "int8_acc32_wrap")
-    layer = next(m for m in net.modules() if hasattr(m, "as_quantized"))
-    dy = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
-    assert (layer.as_quantized("grad_for_wgrad", dy) == dy.T).all()
-    assert layer.as_quantized("grad_for_dgrad", dy) is dy
+def test_the_analysis_measures_one_step_a_channel() -> None:
+    net = network("psq5_channel")
+    layer = gemm_layers(net)[0]
+    rng = np.random.default_rng(0)
+    dy = (rng.normal(size=(32, 8, 6, 6)) * 2.0 ** np.arange(8).reshape(8, 1, 1)).astype(np.float32)
+    meter = Meter(first_draw=100, draws=40)
+    meter(layer, dy, ("grad_for_wgrad",))
+    (key, (variance, bound)), *others = meter.bounds.items()
+    assert (key[1], others) == ("grad_for_wgrad", [])
+    steps = np.ptp(dy, axis=(0, 2, 3)) / 255  # Q_b1 has 8 bits
+    assert bound == pytest.approx(np.sum(steps**2) * 32 * 36 / 4, rel=0.1)
+    assert 0.5 * bound < variance < 0.8 * bound
+    assert np.count_nonzero(meter.counts[key][1]) >= 6  # steps of one scale would share a class or two

@@ -47,11 +47,17 @@ def mixing_weights(tensor: Any) -> Floats:
     return weights
 
 
+def octave_widths(quotients: Any) -> Floats:
+    """Return the distance of LUQ's codes beside each quotient, in steps: 1 below 2, then the octave's (Q9)."""
+    exponents = np.frexp(np.maximum(np.abs(quotients), 1).astype(np.float64))[1]
+    return np.asarray(np.ldexp(1.0, exponents - 1), np.float64)
+
+
 def variance_bound(tensor: Any, values: Any = None) -> float:
     """Return the bound of a QTensor's variance, summed over elements; `values`, the original ones, for LUQ only."""
     if values is not None:
-        ratio = np.abs(host(values).astype(np.float64)) / float(host(tensor.step))
-        gaps = np.exp2(np.floor(np.log2(np.maximum(ratio, 1)))) * float(host(tensor.step))
+        step = host(tensor.step)
+        gaps = octave_widths(host(values) / step) * float(step)
         return float(np.sum(gaps**2)) / 4
     steps = carried_steps(tensor)
     return float(np.sum(steps**2)) * (host(tensor.codes).size // len(steps)) / 4

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fqtsim.analysis.bounds import mixing_weights, variance_bound
+from fqtsim.analysis.bounds import mixing_weights, octave_widths, variance_bound
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES
 from fqtsim.kernels.luq import top_code
 from fqtsim.quantizers import QTensor, Quantizer, quantizer
@@ -136,7 +136,7 @@ def _widths(q: Quantizer, held: Float64) -> Float64:
     """Return the distance of the codes beside each quotient, in steps: 1, or that of its octave (Q9)."""
     if not _is_log(q):
         return np.ones_like(held)
-    return np.asarray(np.ldexp(1.0, np.frexp(np.maximum(np.abs(held), 1))[1] - 1), np.float64)
+    return octave_widths(held)
 
 
 def _inverse(tensor: QTensor) -> Float64:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fqtsim.api.explain import Explanation
-from fqtsim.errors import MissingPackage
+from fqtsim.evaluate.page.environment import environment
 from fqtsim.golden.case import Array
 from fqtsim.golden.check import CaseResult, Verdict, differs
 from fqtsim.golden.files import replace_file
@@ -34,16 +34,8 @@ def write_page(verdict: Verdict, path: str | os.PathLike[str]) -> None:
 
 def render(verdict: Verdict) -> str:
     """Return the page as HTML. Raises MissingPackage without jinja2."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingPackage(f"the page needs the package {error.name}; pip install 'fqtsim[evaluate]'") from None
-    folders = [jinja2.PackageLoader("fqtsim.golden"), jinja2.PackageLoader("fqtsim.evaluate.page")]
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(folders), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("verdict.html").render(**_context(verdict))
+    template = environment("fqtsim.golden", figures=False).get_template("verdict.html")
+    return str(template.render(**_context(verdict)))
 
 
 def _context(verdict: Verdict) -> dict[str, Any]:

@@ -31,8 +31,7 @@ class Grid(NamedTuple):
     blank: npt.NDArray[np.bool_]
 
 
-def up_to_float32(step: Float64) -> Float32:
-    """Return the smallest float32 numbers that are not below the steps."""
+def _up_to_float32(step: Float64) -> Float32:
     nearest = step.astype(np.float32)
     with np.errstate(over="ignore"):  # the neighbour of the largest number, which is not taken
         above = np.nextafter(nearest, np.float32(np.inf))
@@ -60,16 +59,20 @@ def aligned(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid
     zero_point = np.where(step_above < step_below, above, below).astype(np.int32)
     shift = 2 ** (bits - 1) if signed else 0
     zero_point = np.where(blank, 0, zero_point - shift).astype(np.int32)
-    return Grid(up_to_float32(step), zero_point, None, -shift, 2**bits - 1 - shift, blank)
+    return Grid(_up_to_float32(step), zero_point, None, -shift, 2**bits - 1 - shift, blank)
 
 
 def symmetric(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid:
     """Return the grids with zero point 0; an unsigned one is for rows without negative values."""
+    return about_zero(minimum, maximum, 2 ** (bits - 1) - 1 if signed else 2**bits - 1, signed)
+
+
+def about_zero(minimum: Float32, maximum: Float32, top: int, signed: bool) -> Grid:
+    """Return the grids with zero point 0 whose code `top`, or -top if signed, is the largest magnitude of the row."""
     reach = np.maximum(-minimum if signed else maximum, maximum).astype(np.float64)
-    top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     blank = reach == 0
     step = np.where(blank, 1.0, reach / float(top))
-    return Grid(up_to_float32(step), np.zeros(step.shape, np.int32), None, -top if signed else 0, top, blank)
+    return Grid(_up_to_float32(step), np.zeros(step.shape, np.int32), None, -top if signed else 0, top, blank)
 
 
 def float_offset(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid:
@@ -79,7 +82,7 @@ def float_offset(minimum: Float32, maximum: Float32, bits: int, signed: bool) ->
     shift = 2 ** (bits - 1) if signed else 0
     zero_point = np.full(step.shape, -shift, np.int32)
     blank = np.zeros(step.shape, np.bool_)
-    return Grid(up_to_float32(step), zero_point, minimum, -shift, 2**bits - 1 - shift, blank)
+    return Grid(_up_to_float32(step), zero_point, minimum, -shift, 2**bits - 1 - shift, blank)
 
 
 def authors(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from fqtsim.kernels.grid import Grid, up_to_float32
+from fqtsim.kernels.grid import Grid
 from fqtsim.kernels.quantize import BLOCK, Draw
 from fqtsim.kernels.random import fill_blocks
 from fqtsim.kernels.threads import parts, run
@@ -20,15 +20,6 @@ from fqtsim.kernels.threads import parts, run
 def top_code(bits: int) -> int:
     """Return the largest code of sign and bits - 1 bits of exponent, one of whose patterns is zero."""
     return 1 << ((1 << (bits - 1)) - 2)
-
-
-def powers(minimum: npt.NDArray[np.float32], maximum: npt.NDArray[np.float32], bits: int) -> Grid:
-    """Return the grids whose largest code is a row's largest magnitude: the step is rounded up to float32."""
-    top = top_code(bits)
-    reach = np.maximum(-minimum, maximum).astype(np.float64)
-    blank = reach == 0
-    step = up_to_float32(np.where(blank, 1.0, reach / float(top)))
-    return Grid(step, np.zeros(step.shape, np.int32), None, -top, top, blank)
 
 
 @njit(nogil=True)

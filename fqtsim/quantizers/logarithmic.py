@@ -9,8 +9,8 @@ import numpy as np
 
 from fqtsim.backends.primitives import Primitives
 from fqtsim.errors import InputError
-from fqtsim.kernels.grid import Grid
-from fqtsim.kernels.luq import powers, top_code
+from fqtsim.kernels.grid import Grid, about_zero
+from fqtsim.kernels.luq import top_code
 from fqtsim.kernels.quantize import Draw
 from fqtsim.quantizers.base import Step, Zero
 from fqtsim.quantizers.per_tensor import PerTensorQuantizer
@@ -50,7 +50,7 @@ class LogarithmicQuantizer(PerTensorQuantizer):
         return 1 << (self.bits - 1)
 
     def _grid(self, minimum: Array, maximum: Array) -> Grid:
-        grid = powers(minimum, maximum, self.bits)
+        grid = about_zero(minimum, maximum, top_code(self.bits), signed=True)
         return grid if self.step is Step.FREE else self._coarse(grid)
 
     def _codes(self, rows: Array, grid: Grid, draw: Draw, primitives: Primitives) -> tuple[Array, int, int]:

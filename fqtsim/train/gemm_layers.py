@@ -128,9 +128,7 @@ class GemmLayer(Layer):
         path = gemm.datapath
         return (
             encoded(a.tensor, path.a_format, path.zero_point),
-            encoded(b.tensor, path.b_format, path.zero_point)
-            if not b.axis
-            else encoded(b.tensor, path.b_format, path.zero_point).with_rows_at(b.axis),
+            encoded(b.tensor, path.b_format, path.zero_point).with_rows_at(b.axis),
             gemm,
         )
 

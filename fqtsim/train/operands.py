@@ -36,7 +36,7 @@ class Operand:
 
     def with_rows_at(self, axis: int) -> Operand:
         """Return the operand with dimension 0, and the steps along it, moved to another place."""
-        return replace(self, codes=np.moveaxis(self.codes, 0, axis), axis=axis)
+        return replace(self, codes=np.moveaxis(self.codes, 0, axis), axis=axis) if axis else self
 
     def fill(self, rows: int) -> Array:
         """Return the code of real zero of each index of dimension 0, in the type of the codes."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from fqtsim.analysis.result import Analysis, Bias
 from fqtsim.analysis.table import SOURCES, percent, share, verdict_lines
-from fqtsim.errors import InputError, MissingPackage
+from fqtsim.errors import InputError
+from fqtsim.evaluate.page.environment import environment
 from fqtsim.train.rundir import write_text
 
 #: Upper ends of the classes of a heat map: shares of the gradient's norm, or of a layer's variance.
@@ -35,17 +36,8 @@ def write_page(analysis: Analysis, path: Path, command: str = "") -> None:
 
 def render(analysis: Analysis, command: str = "") -> str:
     """Return the page as HTML. Raises MissingPackage without matplotlib or jinja2."""
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage(f"the page needs the package {error.name}; pip install 'fqtsim[evaluate]'") from None
-    folders = [jinja2.PackageLoader("fqtsim.analysis.page"), jinja2.PackageLoader("fqtsim.evaluate.page")]
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(folders), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("analysis.html").render(**_context(analysis, command))
+    template = environment("fqtsim.analysis.page", figures=True).get_template("analysis.html")
+    return str(template.render(**_context(analysis, command)))
 
 
 def _context(analysis: Analysis, command: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fqtsim.cost import RECORDED
 from fqtsim.cost.area import BASELINE_WORDS
 from fqtsim.cost.traffic import RULE
-from fqtsim.errors import InputError, MissingPackage
+from fqtsim.errors import InputError
+from fqtsim.evaluate.page.environment import environment
 from fqtsim.evaluate.statistics import Row
 from fqtsim.evaluate.summary import DesignSummary, short_names
 from fqtsim.evaluate.table import COLUMNS, area_words, detail_cells
@@ -37,17 +38,9 @@ def write_page(summaries: Sequence[DesignSummary], rows: Iterable[Row], path: Pa
 
 def render(summaries: Sequence[DesignSummary], rows: Sequence[Row], title: str, command: str) -> str:
     """Return the page as HTML. Raises MissingPackage without matplotlib or jinja2."""
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage(f"the page needs the package {error.name}; pip install 'fqtsim[evaluate]'") from None
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fqtsim.evaluate.page"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.filters |= {"signs": _signs, "breaks": _breaks}
-    return environment.get_template("page.html").render(**_context(summaries, rows, title, command))
+    pages = environment("fqtsim.evaluate.page", figures=True)
+    pages.filters |= {"signs": _signs, "breaks": _breaks}
+    return str(pages.get_template("page.html").render(**_context(summaries, rows, title, command)))
 
 
 def _signs(text: object) -> str:
