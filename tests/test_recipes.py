@@ -55,7 +55,19 @@ def test_the_shipped_recipes() -> None:
     swept = [f"{q}{bits}{form}" for q in ("ptq", "psq", "bhq") for bits in (4, 5, 6, 7, 8) for form in ("", "_offset")]
     authors = [f"authors_ptq{bits}" for bits in (4, 5, 6, 7, 8)]
     assert recipe_names() == sorted(
-        ["fp32", "qat", "bhq4_int4", "ptq5_pow2", "ptq5_banner", "bhq5_group", "luq4", "psq5_channel", *swept, *authors]
+        [
+            "fp32",
+            "qat",
+            "bhq4_int4",
+            "ptq5_pow2",
+            "ptq5_banner",
+            "bhq5_group",
+            "luq4",
+            "psq5_channel",
+            "ptq8_hindsight",
+            *swept,
+            *authors,
+        ]
     )
 
 
@@ -84,6 +96,10 @@ def _ports(name: str) -> dict[str, QuantizerSpec | None]:
         log = QuantizerSpec.model_validate({**four, "quantizer": "luq", "rounding": "stochastic", "zero": "symmetric"})
         activation, weight = (QuantizerSpec.model_validate({**four, "zero": zero}) for zero in ("aligned", "symmetric"))
         return {"activation": activation, "weight": weight, "grad_for_wgrad": log, "grad_for_dgrad": log}
+    if name == "ptq8_hindsight":
+        near, wgrad = (spec.model_copy(update={"range": "hindsight"}) for spec in (near, wgrad))
+        weight = near.model_copy(update={"range": "current"})
+        return {"activation": near, "weight": weight, "grad_for_wgrad": wgrad, "grad_for_dgrad": wgrad}
     zero = "float_offset" if name.endswith("_offset") else "authors" if name.startswith("authors_") else "aligned"
     kind, bits = name.removeprefix("authors_")[:3], int(name.removeprefix("authors_")[3])
     step = "power_of_two" if name.endswith("_pow2") else "free"

@@ -144,7 +144,17 @@ def network(recipe: str, backend: str = "emulator") -> fqtsim.QuantizedNet:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["ptq5_pow2", "ptq5_banner", "bhq5_group", "luq4", "psq5_channel", "authors_ptq8", "authors_ptq4"]
+    "recipe",
+    [
+        "ptq5_pow2",
+        "ptq5_banner",
+        "bhq5_group",
+        "luq4",
+        "psq5_channel",
+        "ptq8_hindsight",
+        "authors_ptq8",
+        "authors_ptq4",
+    ],
 )
 def test_training(recipe: str) -> None:
     rng = np.random.default_rng(0)

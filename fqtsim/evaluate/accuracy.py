@@ -15,7 +15,8 @@ from fqtsim.train.digest import Digest, state_digest
 from fqtsim.train.layers import BatchNorm
 from fqtsim.train.loop import logits
 from fqtsim.train.module import FQTModule, integer_gemms
-from fqtsim.train.ranges import Calibration, Range, Ranges, activation_layers, calibrate, observed
+from fqtsim.train.moving_range import Range
+from fqtsim.train.ranges import Calibration, Ranges, activation_layers, calibrate, observed
 from fqtsim.words import Rounding
 
 
@@ -121,7 +122,7 @@ def _forward(
     rows = {row["layer"]: row for row in net.report() if row["gemm"] == "fprop"}
     layers = []
     for name, layer in quantized.items():
-        used = layer.activation_range or seen[name].range
+        used = layer.activation_range_in_use or seen[name].range
         if used is not None:  # a layer that the network never calls has met no tensor
             counts = seen[name].values, layer.activation_clamps
             layers.append(LayerResult(name, used, *counts, rows.get(name)))
@@ -132,7 +133,8 @@ def _why_batch_matters(net: FQTModule, kind: Ranges) -> tuple[str, ...]:
     """Return every reason why an image's logits depend on the images beside it."""
     reasons = []
     spec = net.recipe.port("activation")
-    if spec is not None and kind is Ranges.BATCH:
+    own = any(layer.activation_range_in_use is None for layer in activation_layers(net).values())
+    if spec is not None and kind is Ranges.BATCH and own:
         reasons.append("each batch is quantized by its own ranges")
     if spec is not None and spec.rounding is Rounding.STOCHASTIC:
         reasons.append("activations are rounded by random bits of their place in the batch")

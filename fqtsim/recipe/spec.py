@@ -28,7 +28,7 @@ PORTS = ("activation", "weight", "grad_for_wgrad", "grad_for_dgrad")
 QUANTIZERS = ("ptq", "psq", "bhq", "luq")
 ZEROS = ("aligned", "symmetric", "float_offset", "authors")
 STEPS = ("free", "power_of_two")
-RANGES = ("current", "mean_of_rows")
+RANGES = ("current", "mean_of_rows", "hindsight")
 SCALES = ("per_row", "per_group")
 _ZERO_ELSEWHERE = (("asymmetric", "aligned"), ("affine", "aligned"))
 SCHEDULES = ("constant", "step", "cosine")
@@ -54,8 +54,9 @@ class QuantizerSpec(StrictModel):
     step: Annotated[Literal["free", "power_of_two"], Word(STEPS)] = Field(
         default="free", description="Any step, or only powers of two."
     )
-    range: Annotated[Literal["current", "mean_of_rows"], Word(RANGES)] = Field(
-        default="current", description="ptq only: the tensor's own range, or the mean range of its rows, which clamps."
+    range: Annotated[Literal["current", "mean_of_rows", "hindsight"], Word(RANGES)] = Field(
+        default="current",
+        description="The tensor's own, or two that clamp: the mean of its rows (ptq), or of steps before (ptq, luq).",
     )
     scale: Annotated[Literal["per_row", "per_group"], Word(SCALES)] = Field(
         default="per_row", description="bhq only: a grid for each mixed row, or one for those of a group (the paper)."
@@ -187,14 +188,21 @@ class Recipe(FileModel):
             if port != "grad_for_dgrad" and spec.quantizer in ("psq", "bhq"):
                 rule = f"gives every row its own step, which would vary along K of {_contracted(port)}"
                 raise fault(rule, "use ptq here", port, "quantizer")
-            if spec.range != "current" and spec.quantizer != "ptq":
-                raise fault("is for ptq only: others take the range as it is", "remove it", port, "range")
+            self._range_is_of_a_tensor(port, spec)
             if spec.scale != "per_row" and spec.quantizer != "bhq":
                 raise fault("is for bhq only: other quantizers have no groups", "remove it", port, "scale")
             self._log_codes_are_whole(port, spec)
             self._channels_are_columns(port, spec)
         self._float_in_pairs()
         return self
+
+    def _range_is_of_a_tensor(self, port: str, spec: QuantizerSpec) -> None:
+        if spec.range == "mean_of_rows" and spec.quantizer != "ptq":
+            raise fault("is for ptq only: others take the range as it is", "remove it", port, "range")
+        if spec.range == "hindsight" and spec.quantizer not in ("ptq", "luq"):
+            raise fault("is for ptq and luq: others have a range for each row", "remove it", port, "range")
+        if spec.range == "hindsight" and spec.per_channel:
+            raise fault("keeps one range, and each channel has its own", "remove one of the two", port, "range")
 
     def _channels_are_columns(self, port: str, spec: QuantizerSpec) -> None:
         if not spec.per_channel:

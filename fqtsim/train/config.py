@@ -154,4 +154,6 @@ def build_trainer(resolved: Resolved, backend: str | Backend | None = None) -> T
     if resolved.weights is not None:
         resolved.weights.copy_into(model)
     net = fully_quantize(model, resolved.recipe, resolved.hardware, backend=backend or config.backend, seed=config.seed)
+    if resolved.weights is not None:
+        resolved.weights.copy_ranges_into(net)
     return Trainer(net, total_steps=resolved.steps)

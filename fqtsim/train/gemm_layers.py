@@ -21,6 +21,7 @@ from fqtsim.train import functional
 from fqtsim.train.gemm import Gemm
 from fqtsim.train.graph import ConvOptions
 from fqtsim.train.layer import Gradients, Layer
+from fqtsim.train.moving_range import NONE_YET, SUFFIX, Range, from_steps_before, kept
 from fqtsim.train.operands import Array, Operand, decoded, encoded
 from fqtsim.train.run import Run
 from fqtsim.words import Rounding
@@ -62,8 +63,12 @@ class GemmLayer(Layer):
         self.per_column = spec is not None and spec.per_channel
         if self.per_column:
             self.quantizers["grad_for_wgrad"] = self._quantizer("grad_for_wgrad", "psq")
-        #: (minimum, maximum) for every activation tensor (S5.7); None where each has its own.
-        self.activation_range: tuple[float, float] | None = None
+        for port in _PORTS:
+            spec = recipe.port(port)
+            if spec is not None and spec.range == "hindsight":
+                self.register_buffer(port + SUFFIX, torch.tensor(NONE_YET))
+        #: (minimum, maximum) for every activation tensor (S5.7); None where the recipe's `range` tells.
+        self.activation_range: Range | None = None
         self._clamps: Any = 0
 
     @property
@@ -74,6 +79,11 @@ class GemmLayer(Layer):
     @activation_clamps.setter
     def activation_clamps(self, count: int) -> None:
         self._clamps = count
+
+    @property
+    def activation_range_in_use(self) -> Range | None:
+        """The range of every activation tensor in evaluation: a fixed one, or that of training steps (hindsight)."""
+        return self.activation_range or kept(self._buffers.get("activation" + SUFFIX))
 
     @property
     def maths(self) -> Any:
@@ -92,7 +102,8 @@ class GemmLayer(Layer):
         source = self.hardware.random
         bits = source.bits if spec.rounding is Rounding.STOCHASTIC and source is not None else None
         form = getattr(self.hardware.datapath_for(gemm), operand)
-        span = "current" if kind else spec.range  # one step a channel has a range of its own
+        # One step a channel has a range of its own; hindsight gives each tensor one of steps before.
+        span = "current" if kind or spec.range == "hindsight" else spec.range
         return quantizer(
             kind or spec.quantizer, spec.bits, spec.rounding, bits, spec.zero, form, spec.step, span, spec.scale
         )
@@ -108,7 +119,10 @@ class GemmLayer(Layer):
         stream, run = streams.stream_id(self.index, number), self.run
         fixed = self.activation_range if port == "activation" else None
         before = self.enter(tensor)
+        moving = self._buffers.get(port + SUFFIX)
         try:
+            if moving is not None and fixed is None:
+                fixed = from_steps_before(moving, values, self.training, run.primitives)
             codes = chosen.quantize(values, run.seed, stream, run.step_index, run.primitives, fixed)
         except TrainingStopped as error:
             raise self.stopped(tensor, error) from None

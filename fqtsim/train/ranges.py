@@ -24,10 +24,8 @@ from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.train.gemm_layers import GemmLayer
 from fqtsim.train.loop import logits
 from fqtsim.train.module import FQTModule
+from fqtsim.train.moving_range import Range, moved
 from fqtsim.train.operands import Array
-
-#: Minimum and maximum; float32 values, held as Python floats.
-Range = tuple[float, float]
 
 #: Weight of the newest batch in a running range; that of torch's MovingAverageMinMaxObserver.
 MOMENTUM = np.float32(0.01)
@@ -80,14 +78,7 @@ class MovingExtremes(Extremes):
         if self.range is None:
             self.range = float(minimum[0]), float(maximum[0])
             return
-        ends = zip(self.range, (minimum, maximum), strict=True)
-        low, high = (_moved(old, new, primitives) for old, new in ends)
-        # Two ends a few roundings apart could change places.
-        self.range = low, max(low, high)
-
-
-def _moved(old: float, new: Array, p: Primitives) -> float:
-    return float(p.add(old, p.multiply(MOMENTUM, p.subtract(new, old)))[0])
+        self.range = moved(self.range, (float(minimum[0]), float(maximum[0])), MOMENTUM, primitives)
 
 
 def activation_layers(net: FQTModule) -> dict[str, GemmLayer]:

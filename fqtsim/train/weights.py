@@ -19,7 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fqtsim.errors import InputError
+from fqtsim.recipe.spec import PORTS
 from fqtsim.train.digest import state_digest
+from fqtsim.train.moving_range import SUFFIX
 from fqtsim.train.trainer import MOMENTUM
 
 #: What DistributedDataParallel and torch.compile put before every name.
@@ -28,6 +30,8 @@ PREFIXES = ("module.", "_orig_mod.")
 ENTRIES = ("state_dict", "model_state_dict", "model")
 #: Types that become float32: float16 and bfloat16 exactly, float64 rounded to the nearest.
 CONVERTED = (torch.float16, torch.bfloat16, torch.float64)
+#: How the names of hindsight ranges end, which layers of this project have and modules of torch do not.
+_RANGES = tuple(f".{port}{SUFFIX}" for port in PORTS)
 #: Names that one list of an error message shows.
 MOST_NAMES = 8
 
@@ -42,6 +46,8 @@ class Weights:
     tensors: Mapping[str, torch.Tensor]
     #: What was done to the tensors, one line each.
     notes: list[str]
+    #: Hindsight ranges of a training state, by the name of their buffer.
+    ranges: Mapping[str, torch.Tensor]
 
     def copy_into(self, model: torch.nn.Module) -> None:
         """Copy the tensors into the model's parameters and buffers; `num_batches_tracked` stays as it is.
@@ -59,6 +65,12 @@ class Weights:
             )
         for name, mine in ours.items():
             mine.copy_(theirs[name])
+
+    def copy_ranges_into(self, net: torch.nn.Module) -> None:
+        """Copy the hindsight ranges of a training state to those ports of a converted network that have one."""
+        for name, buffer in net.named_buffers():
+            if name in self.ranges:
+                buffer.copy_(self.ranges[name])
 
     def _without_prefixes(
         self, theirs: dict[str, torch.Tensor], ours: Mapping[str, torch.Tensor]
@@ -97,7 +109,8 @@ def read_weights(path: str | Path) -> Weights:
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise InputError(f"{path}: NaN or infinity in {_listed(broken)}, as float32; save finite weights")
-    return Weights(path, sha256, tensors, notes)
+    ranges = {name: tensor for name, tensor in tensors.items() if name.endswith(_RANGES)}
+    return Weights(path, sha256, {name: tensors[name] for name in tensors if name not in ranges}, notes, ranges)
 
 
 def _read_safetensors(path: Path, notes: list[str]) -> dict[str, torch.Tensor]:
