@@ -107,10 +107,13 @@ def test_stochastic_activations_are_named_as_a_reason(trained: Path) -> None:
 
 def test_batch_norm_without_running_statistics_is_named_as_a_reason() -> None:
     from fqtsim.evaluate.accuracy import _why_batch_matters
+    from fqtsim.train.ranges import activation_layers
 
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2, track_running_stats=False))
     net = fully_quantize(model, "ptq8", "int8_acc20_tree4")
-    assert _why_batch_matters(net, Ranges.RUNNING) == ("batch norm without running statistics uses those of the batch",)
+    for layer in activation_layers(net).values():
+        layer.activation_range = (0.0, 1.0)
+    assert _why_batch_matters(net) == ("batch norm without running statistics uses those of the batch",)
 
 
 @pytest.mark.parametrize(

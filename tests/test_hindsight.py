@@ -14,6 +14,7 @@ import fqtsim
 from fqtsim.analysis.tape import gemm_layers
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES
 from fqtsim.backends.torch_primitives import TorchPrimitives
+from fqtsim.cli import main
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.quantizers.base import Quantizer
 from fqtsim.recipe.load import load_recipe
@@ -119,6 +120,19 @@ def test_evaluation_and_a_step_that_stops_leave_them() -> None:
     with pytest.raises(TrainingStopped, match="step 1: layer '0', activation: row 0, element 20 = nan"):
         one.step(x, labels)
     assert {name: buffer.tolist() for name, buffer in one.net.named_buffers()} == before
+
+
+def test_eval_uses_those_of_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "mlp", "--data", "digits", "--recipe", "ptq8_hindsight", "--hardware", "int8_acc32_wrap"]
+    assert main(["train", *words, "--steps", "12", "--out", str(tmp_path / "run")]) == 0
+    trained = capsys.readouterr().out
+    assert main(["eval", *words, "--checkpoint", str(tmp_path / "run" / "checkpoint.safetensors")]) == 0
+    out, err = capsys.readouterr()
+    assert "took 9 hindsight ranges from it" in err
+    assert "ranges     hindsight: those that training left in the checkpoint" in out
+    assert "the accuracy does not depend on the batch" in out
+    accuracy = next(line for line in trained.splitlines() if line.startswith("accuracy"))
+    assert accuracy in out
 
 
 def test_luq_takes_them_too() -> None:

@@ -83,6 +83,8 @@ def _ranges(result: Evaluation) -> str:
     made = result.calibration
     if not result.layers:
         return "none: the recipe quantizes no activation"
+    if made is None and not result.own_ranges:
+        return "hindsight: those that training left in the checkpoint (--ranges calibrated or running measures others)"
     if made is None:
         return "batch: minimum and maximum of each batch (--ranges calibrated or running fixes them)"
     how = f"momentum {MOMENTUM:g} per batch" if result.ranges == "running" else "minimum and maximum"

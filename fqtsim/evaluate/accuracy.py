@@ -42,8 +42,10 @@ class Evaluation:
     predictions: NDArray[np.int64]
     right: NDArray[np.bool_]
     ranges: Ranges
-    #: None where each batch has its own ranges.
+    #: None where no calibration fixed the ranges.
     calibration: Calibration | None
+    #: Whether each batch has its own ranges, in some layer at least.
+    own_ranges: bool
     batch: int
     #: Why the accuracy depends on how the images are put into batches; empty where it does not.
     batch_matters: tuple[str, ...]
@@ -100,8 +102,9 @@ def evaluate_checkpoint(
         right=predicted == resolved.data.test_y,
         ranges=kind,
         calibration=calibration,
+        own_ranges=_own_ranges(net),
         batch=config.batch,
-        batch_matters=_why_batch_matters(net, kind),
+        batch_matters=_why_batch_matters(net),
         layers=layers,
         digest=state_digest({"logits": values, "predictions": predicted}, "fprop" not in integer_gemms(net.recipe)),
         checkpoint_sha256="" if weights is None else weights.sha256,
@@ -129,12 +132,15 @@ def _forward(
     return values, tuple(layers)
 
 
-def _why_batch_matters(net: FQTModule, kind: Ranges) -> tuple[str, ...]:
+def _own_ranges(net: FQTModule) -> bool:
+    return any(layer.activation_range_in_use is None for layer in activation_layers(net).values())
+
+
+def _why_batch_matters(net: FQTModule) -> tuple[str, ...]:
     """Return every reason why an image's logits depend on the images beside it."""
     reasons = []
     spec = net.recipe.port("activation")
-    own = any(layer.activation_range_in_use is None for layer in activation_layers(net).values())
-    if spec is not None and kind is Ranges.BATCH and own:
+    if _own_ranges(net):
         reasons.append("each batch is quantized by its own ranges")
     if spec is not None and spec.rounding is Rounding.STOCHASTIC:
         reasons.append("activations are rounded by random bits of their place in the batch")

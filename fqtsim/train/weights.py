@@ -68,9 +68,11 @@ class Weights:
 
     def copy_ranges_into(self, net: torch.nn.Module) -> None:
         """Copy the hindsight ranges of a training state to those ports of a converted network that have one."""
-        for name, buffer in net.named_buffers():
-            if name in self.ranges:
-                buffer.copy_(self.ranges[name])
+        ours = {name: buffer for name, buffer in net.named_buffers() if name in self.ranges}
+        for name, buffer in ours.items():
+            buffer.copy_(self.ranges[name])
+        if ours:
+            self._note(f"took {len(ours)} hindsight ranges from it")
 
     def _without_prefixes(
         self, theirs: dict[str, torch.Tensor], ours: Mapping[str, torch.Tensor]
