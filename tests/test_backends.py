@@ -20,7 +20,7 @@ from fqtsim.backends.instructions import matching_instruction
 from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import gemm as kernels
-from fqtsim.kernels import threads
+from fqtsim.kernels import threads, tile
 from fqtsim.testing import datapaths, operands
 
 Array = np.ndarray[Any, Any]
@@ -213,8 +213,11 @@ def test_names_are_backends_on_a_device() -> None:
 @pytest.mark.parametrize("bits", [23, 24, 25, 26, 27])
 @pytest.mark.parametrize("grouping", ["", "terms 3 exact, "])
 @pytest.mark.parametrize("word", ["saturate", "saturate_symmetric"])
-def test_saturating_registers_where_float32_lanes_end(bits: int, grouping: str, word: str) -> None:
+def test_saturating_registers_where_float32_lanes_end(
+    bits: int, grouping: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both rails are passed by 1 and by most, in registers around the 24 bits of a float32 significand."""
+    monkeypatch.setattr(tile, "HAS_DOT", False)
     path = datapath(*chain(f"{grouping}int{bits} {word}"), a="int9", b="int9")
     low, high = path.accumulator.register_format.rails(path.accumulator.overflow)
     starts = np.array([[low, low + 1, low + 2, high - 2, high - 1, high, 0, low + 65536, high - 65535, high - 65536]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fqtsim.backends.base import Array
@@ -35,12 +37,27 @@ def operand_range(codes: Array) -> Range:
     return Range(int(codes.min()), int(codes.max())) if codes.size else Range(0, 0)
 
 
+class Lane(NamedTuple):
+    """How codes stand in lanes: an accumulator is (code + offset) * 2**shift, plus what an arithmetic shift drops."""
+
+    offset: int = 0
+    shift: int = 0
+    #: How far the codes of a and b are shifted in their words of two int16.
+    a_shift: int = 0
+    b_shift: int = 0
+    #: Whether a word of the left operand has its code twice, which doubles the product once more.
+    doubled: bool = False
+
+
+PLAIN_LANE = Lane()
+
+
 class TileJob:
     """One GEMM laid out for a driver: packed left operand, padded accumulators, orientation."""
 
-    def __init__(self, driver: kernels.Driver, a: Array, b: Array, c: Array | None) -> None:
+    def __init__(self, driver: kernels.Driver, a: Array, b: Array, c: Array | None, lane: Lane = PLAIN_LANE) -> None:
         m, n = a.shape[0], b.shape[1]
-        self.driver, self.swapped = driver, m > n
+        self.driver, self.lane, self.swapped = driver, lane, m > n
         # The longer of M and N lies along the lanes; the other one is packed whole.
         self.left, self.right = (b, a) if self.swapped else (a, b)
         self.size = (n, m) if self.swapped else (m, n)
@@ -49,9 +66,11 @@ class TileJob:
         self.packed = np.empty((tiles, a.shape[1], rows), driver.dtype)
         for t in range(tiles):
             kernels.pack(self.left, self.swapped, self.packed[t], t * rows, 0, a.shape[1])
-        self.acc = np.zeros((tiles * rows, self.panels * width), driver.dtype)
+        left_shift, self.right_shift = (lane.a_shift, lane.b_shift)[:: -1 if self.swapped else 1]
+        driver.convert(self.packed, left_shift, lane.doubled)
+        self.acc = np.full((tiles * rows, self.panels * width), lane.offset << lane.shift, driver.dtype)
         if c is not None:
-            self.acc[: self.size[0], : self.size[1]] = c.T if self.swapped else c
+            self.acc[: self.size[0], : self.size[1]] = ((c.T if self.swapped else c) + lane.offset) << lane.shift
 
     def advance(self, k_first: int, k_end: int, group: int, low: int, high: int) -> None:
         lane = self.driver.dtype
@@ -60,7 +79,7 @@ class TileJob:
         def part(first: int, end: int) -> None:
             self.driver.run(
                 self.packed, self.right, along_columns, self.acc,
-                (k_first, k_end), group, lane(low), lane(high), (first, end),
+                (k_first, k_end), group, lane(low), lane(high), (first, end), self.right_shift,
             )  # fmt: skip
 
         work = self.packed.shape[0] * self.packed.shape[2] * self.driver.width * (k_end - k_first)
@@ -68,7 +87,12 @@ class TileJob:
 
     def result(self, dtype: type) -> Array:
         """Return the accumulators as (M, N)."""
-        return self.oriented(self.acc, dtype)
+        codes = self.oriented(self.acc, dtype)
+        if self.lane.shift:
+            codes >>= self.lane.shift
+        if self.lane.offset:
+            codes -= self.lane.offset
+        return codes
 
     def oriented(self, padded: Array, dtype: type) -> Array:
         """Return an array laid out like the accumulators as (M, N)."""

@@ -8,25 +8,39 @@ import numpy as np
 
 from fqtsim.backends import grouped
 from fqtsim.backends.base import Array, Backend, Events, GemmResult, LevelTrace, code_dtype
-from fqtsim.backends.exact import FLOAT_EXACT_LIMIT, TileJob, operand_range, run_chain, unlimited_result
+from fqtsim.backends.exact import (
+    FLOAT_EXACT_LIMIT,
+    PLAIN_LANE,
+    Lane,
+    TileJob,
+    operand_range,
+    run_chain,
+    unlimited_result,
+)
 from fqtsim.errors import InputError
 from fqtsim.hw.lower import BITS, CLAMP, DROP, EXACT, HIGH, LANES, LOW, MODE, RUN, UNSIGNED, WRAP, Lowered, Range, lower
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import gemm as kernels
+from fqtsim.kernels import tile as tiles
 from fqtsim.kernels import trace as tracing
 
 
 class TilePlan(NamedTuple):
-    """A tile walk that performs a datapath: which driver, items per group, and its two limits."""
+    """A tile walk that performs a datapath: which driver, items per group, its two limits, how codes stand in lanes."""
 
     driver: kernels.Driver
     group: int
     low: int
     high: int
+    lane: Lane = PLAIN_LANE
 
 
-def tile_plan(lowered: Lowered) -> TilePlan | None:
-    """Return the tile walk that performs this chain, or None where only the general kernel can."""
+def tile_plan(lowered: Lowered, dot: bool | None = None) -> TilePlan | None:
+    """Return the tile walk that performs this chain, or None where only the general kernel can.
+
+    dot: whether the CPU has a 16-bit dot product; None asks this one.
+    """
+    dot = tiles.HAS_DOT if dot is None else dot
     table = lowered.table
     group = 1
     if len(table) == 2 and table[0, MODE] == EXACT and table[0, RUN] > 0:
@@ -37,11 +51,47 @@ def tile_plan(lowered: Lowered) -> TilePlan | None:
     if table[:, DROP].any() or lowered.product.magnitude >= 1 << 31:
         return None
     if last[MODE] == CLAMP:
-        return _clamp_plan(lowered, group)
+        one = _int16_plan(lowered) or (_dot_plan(lowered) if dot else None) if group == 1 else None
+        return one or _clamp_plan(lowered, group)
     if last[MODE] == WRAP and group == 1 and len(table) == 1 and not last[UNSIGNED] and last[BITS] <= 32:
         shift = 32 - int(last[BITS])
-        return TilePlan(kernels.INT_SIGN_WRAP if shift else kernels.INT_EXACT, 1, shift, 0)
+        plain = TilePlan(kernels.INT_SIGN_WRAP if shift else kernels.INT_EXACT, 1, shift, 0)
+        return (_dot_plan(lowered) if dot else None) or plain
     return None
+
+
+def _int16_plan(lowered: Lowered) -> TilePlan | None:
+    """Registers of up to 16 bits in int16 lanes, moved up so that the upper rail is the lane's own (S4, shortcuts)."""
+    low, high = int(lowered.accumulator[LOW]), int(lowered.accumulator[HIGH])
+    if high - low >= 1 << 16 or not lowered.product.fits_signed(16):
+        return None
+    offset = (1 << 15) - 1 - high
+    driver = kernels.INT16_SATURATE if low + offset == -(1 << 15) else kernels.INT16_SATURATE_ABOVE
+    return TilePlan(driver, 1, low + offset, 0, Lane(offset))
+
+
+def _dot_plan(lowered: Lowered) -> TilePlan | None:
+    """Registers of 2**bits codes in int32 lanes, scaled so that the lane's rails are theirs (S4, shortcuts)."""
+    last = lowered.accumulator
+    low, bits = int(last[LOW]), int(last[BITS])
+    whole = int(last[HIGH]) - low == (1 << bits) - 1
+    if not whole or last[HIGH] >= 1 << 31:
+        return None
+    shift = 32 - bits
+    a_room, b_room = (_room(codes) for codes in lowered.operands)
+    if a_room < 0 or b_room < 0 or shift > a_room + b_room + 1:
+        return None
+    doubled = shift > a_room + b_room
+    a_shift = min(a_room, shift - doubled)
+    lane = Lane(-low - (1 << (bits - 1)), shift, a_shift, shift - doubled - a_shift, doubled)
+    return TilePlan(kernels.DOT_WRAP if last[MODE] == WRAP else kernels.DOT_SATURATE, 1, 0, 0, lane)
+
+
+def _room(codes: Range) -> int:
+    """Return how far codes can be shifted up in int16; negative where they are wider."""
+    return next(
+        (shift for shift in range(15, -1, -1) if Range(codes.low << shift, codes.high << shift).fits_signed(16)), -1
+    )
 
 
 def _clamp_plan(lowered: Lowered, group: int) -> TilePlan | None:
@@ -84,7 +134,7 @@ def stepwise_codes(a: Array, b: Array, lowered: Lowered, start: Array | None) ->
     plan = tile_plan(lowered)
     if plan is None:
         return run_chain(a, b, start, lowered.table, lowered.word_bits)
-    job = TileJob(plan.driver, a, b, start)
+    job = TileJob(plan.driver, a, b, start, plan.lane)
     job.advance(0, a.shape[1], plan.group, plan.low, plan.high)
     return job.result(np.int32)
 

@@ -61,6 +61,8 @@ class Lowered:
     unlimited: Range
     #: Range of a product.
     product: Range
+    #: Ranges of the codes of a and b.
+    operands: tuple[Range, Range]
     #: True where no register can change any sum: the result is the exact one.
     never_overflows: bool
     #: True where the result is the exact sum reduced modulo 2**bits of the accumulator, in any order.
@@ -166,6 +168,7 @@ def lower(datapath: Datapath, k: int, a: Range, b: Range, c: Range) -> Lowered:
         word_bits=32 if fits32 and products.fits_signed(32) else 64,
         unlimited=unlimited_items,
         product=products,
+        operands=(a, b),
         never_overflows=never and not datapath.dropped_bits,
         order_free_wrap=_order_free_wrap(table),
         dropped_bits=datapath.dropped_bits,

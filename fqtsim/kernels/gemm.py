@@ -1,7 +1,7 @@
 """GEMM drivers around the tiles: pack operands, walk tiles, count events.
 
 The longer of M and N lies along the vector lanes. Swapping the operands changes no bit: the products are the same and
-so is the order of k. Packed operands are float32 or int32, whichever the tile multiplies.
+so is the order of k. Packed operands have the type of the tile's lanes: codes, or words of two int16.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from fqtsim.kernels import tile as tiles
-from fqtsim.kernels.tile import LANES, Tile
+from fqtsim.kernels.tile import Tile, lanes
 
 CHUNK = 1024
 """Products per visit of a tile: a packed panel of this depth stays in the second-level cache."""
@@ -25,10 +25,12 @@ class Driver(NamedTuple):
     run: Callable[..., None]
     tile: Tile
     dtype: type
+    #: Turns packed codes into what the tile multiplies, in place: (packed, shift, doubled).
+    convert: Callable[[Any, int, bool], None]
 
     @property
     def width(self) -> int:
-        return self.tile.vectors * LANES
+        return self.tile.vectors * lanes(self.dtype)
 
 
 @njit(nogil=True)
@@ -45,8 +47,22 @@ def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k
             row[r] = 0
 
 
-def _walk(kernel: Any, shape: Tile, dtype: type) -> Driver:
-    rows, width = shape.rows, shape.vectors * LANES
+@njit(nogil=True)
+def codes_stay(packed: Any, shift: int, doubled: bool) -> None:
+    """Leave packed codes as they are."""
+
+
+@njit(nogil=True)
+def codes_to_words(packed: Any, shift: int, doubled: bool) -> None:
+    """Make each int32 code a word of two int16: code * 2**shift in the low half, and in the high one if doubled."""
+    flat = packed.reshape(-1)
+    for i in range(flat.size):
+        low = (flat[i] << shift) & 0xFFFF
+        flat[i] = np.int32(low | (low << 16)) if doubled else np.int32(low)
+
+
+def _walk(kernel: Any, shape: Tile, dtype: type, convert: Any = codes_stay) -> Driver:
+    rows, width = shape.rows, shape.vectors * lanes(dtype)
 
     @njit(nogil=True)
     def run(
@@ -59,6 +75,7 @@ def _walk(kernel: Any, shape: Tile, dtype: type) -> Driver:
         low: Any,
         high: Any,
         panels: Any,
+        shift: int,
     ) -> None:
         """Advance acc over k_range for some panels of the right operand. left is packed: (tiles, K, rows)."""
         chunk = group * max(1, CHUNK // group)
@@ -68,12 +85,13 @@ def _walk(kernel: Any, shape: Tile, dtype: type) -> Driver:
             for k in range(k_range[0], k_range[1], chunk):
                 end = min(k + chunk, k_range[1])
                 pack(right, along_columns, panel, p * width, k, end)
+                convert(panel[: end - k], shift, True)
                 for t in range(left.shape[0]):
                     place = acc.ctypes.data + t * rows * stride + p * width * acc.itemsize
                     a_place = left[t, k:].ctypes.data
                     kernel(place, stride, a_place, panel.ctypes.data, end - k, group, low, high)
 
-    return Driver(run, shape, dtype)
+    return Driver(run, shape, dtype, convert)
 
 
 FLOAT_EXACT = _walk(tiles.float_exact, tiles.PLAIN, np.float32)
@@ -83,6 +101,10 @@ INT_EXACT = _walk(tiles.int_exact, tiles.PLAIN, np.int32)
 INT_CLAMP = _walk(tiles.int_clamp, tiles.PLAIN, np.int32)
 INT_CLAMP_GROUPED = _walk(tiles.int_clamp_grouped, tiles.GROUPED, np.int32)
 INT_SIGN_WRAP = _walk(tiles.int_sign_wrap, tiles.PLAIN, np.int32)
+INT16_SATURATE = _walk(tiles.int16_saturate, tiles.PLAIN, np.int16)
+INT16_SATURATE_ABOVE = _walk(tiles.int16_saturate_above, tiles.PLAIN, np.int16)
+DOT_SATURATE = _walk(tiles.int_dot_saturate, tiles.PLAIN, np.int32, codes_to_words)
+DOT_WRAP = _walk(tiles.int_dot_wrap, tiles.PLAIN, np.int32, codes_to_words)
 
 
 @njit(nogil=True)

@@ -10,16 +10,25 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-_WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f", False))
-LANES = 16 if _WIDE else 8
+_FEATURES = llvmlite.binding.get_host_cpu_features()
+_WIDE = bool(_FEATURES.get("avx512f", False))
+_VECTOR = 64 if _WIDE else 32  # bytes
+HAS_DOT = bool(_FEATURES.get("avx512vnni" if _WIDE else "avxvnni", False))
+"""Whether one instruction adds two 16-bit products to a 32-bit lane, wrapping or saturating (VPDPWSSD, VPDPWSSDS)."""
+
+
+def lanes(dtype: Any) -> int:
+    """Return how many lanes of a NumPy type a vector register has."""
+    return _VECTOR // int(np.dtype(dtype).itemsize)
 
 
 class Tile(NamedTuple):
-    """Shape of a tile: `rows` x (`vectors` * LANES) accumulators."""
+    """Shape of a tile: `rows` x (`vectors` * lanes) accumulators."""
 
     rows: int
     vectors: int
@@ -34,12 +43,14 @@ _INT64 = ir.IntType(64)
 def _make(element: ir.Type, tile: Tile, *, grouped: bool, mode: str) -> Any:
     """Build tile(acc, stride, a, b, n_k, group, low, high): addresses, the row stride of acc in bytes, rails.
 
-    a is packed [k][row], b is packed [k][vector*LANES], acc is read, advanced over n_k products and written.
+    a is packed [k][row], b is packed [k][vector*lanes], acc is read, advanced over n_k products and written.
     grouped: `group` products are summed exactly, then the sum is one item; else each product is an item.
     mode: "exact" (or native wrap at the lane's width), "clamp" to low..high, "sign_wrap" and "zero_wrap" keep
-    (lane width - low) bits by shifting low bits up and down.
+    (lane width - low) bits by shifting low bits up and down. "saturate" clamps at the lane's own rails (int16 only),
+    "saturate_above" at low and at the lane's upper one. "dot_wrap" and "dot_saturate" take words of two int16, whose
+    two products they add to an int32 lane at once, at the lane's own rails (needs HAS_DOT).
     """
-    scalar: Any = types.float32 if isinstance(element, ir.FloatType) else types.int32
+    scalar: Any = types.float32 if isinstance(element, ir.FloatType) else getattr(types, f"int{element.width}")
 
     @intrinsic
     def tile_kernel(
@@ -61,8 +72,10 @@ class _Emitter:
 
     def __init__(self, builder: Any, element: ir.Type, tile: Tile, grouped: bool, mode: str) -> None:
         self.builder, self.element, self.tile, self.grouped, self.mode = builder, element, tile, grouped, mode
-        self.vector = ir.VectorType(element, LANES)
         self.is_float = isinstance(element, ir.FloatType)
+        self.bytes = 4 if self.is_float else element.width // 8
+        self.lanes = _VECTOR // self.bytes
+        self.vector = ir.VectorType(element, self.lanes)
 
     def emit(self, acc: Any, stride: Any, a: Any, b: Any, n_k: Any, group: Any, low: Any, high: Any) -> None:
         self.a, self.b, self.group = a, b, group
@@ -73,7 +86,7 @@ class _Emitter:
         body = self.group_step if self.grouped else self.product_step
         last = self.loop(n_k, first, body, self.group if self.grouped else ir.Constant(_INT64, 1))
         for place, value in zip(places, last, strict=True):
-            self.builder.store(value, self.pointer(place), align=4)
+            self.builder.store(value, self.pointer(place), align=self.bytes)
 
     def product_step(self, k: Any, accs: list[Any], _n_k: Any) -> list[Any]:
         return [self.limit(value) for value in self.multiply_add(k, accs)]
@@ -81,7 +94,7 @@ class _Emitter:
     def group_step(self, k: Any, accs: list[Any], n_k: Any) -> list[Any]:
         end = self.builder.add(k, self.group)
         end = self.builder.select(self.builder.icmp_signed("<", end, n_k), end, n_k)
-        zeros = [ir.Constant(self.vector, [0] * LANES)] * len(accs)
+        zeros = [ir.Constant(self.vector, [0] * self.lanes)] * len(accs)
         one = ir.Constant(_INT64, 1)
         sums = self.loop(end, zeros, lambda i, values, _: self.multiply_add(i, values), one, start=k)
         return [self.limit(self.plus(acc, item)) for acc, item in zip(accs, sums, strict=True)]
@@ -111,30 +124,41 @@ class _Emitter:
 
     def multiply_add(self, k: Any, accs: list[Any]) -> list[Any]:
         rows, vectors = self.tile
-        b_place = self.offset(self.b, k, 4 * vectors * LANES)
-        b = [self.load(self.constant_offset(b_place, 4 * v * LANES)) for v in range(vectors)]
-        a_place = self.offset(self.a, k, 4 * rows)
+        b_place = self.offset(self.b, k, _VECTOR * vectors)
+        b = [self.load(self.constant_offset(b_place, _VECTOR * v)) for v in range(vectors)]
+        a_place = self.offset(self.a, k, self.bytes * rows)
         result = []
         for r in range(rows):
-            pointer = self.builder.inttoptr(self.constant_offset(a_place, 4 * r), self.element.as_pointer())
+            pointer = self.builder.inttoptr(self.constant_offset(a_place, self.bytes * r), self.element.as_pointer())
             a = self.splat(self.builder.load(pointer))
             result += [self.fused(a, b[v], accs[r * vectors + v]) for v in range(vectors)]
         return result
 
     def fused(self, a: Any, b: Any, acc: Any) -> Any:
         if self.is_float:
-            signature = ir.FunctionType(self.vector, [self.vector] * 3)
-            fma = self.builder.module.declare_intrinsic(f"llvm.fma.v{LANES}f32", (), signature)
-            return self.builder.call(fma, [a, b, acc])
-        return self.builder.add(acc, self.builder.mul(a, b))
+            return self.call(f"llvm.fma.v{self.lanes}f32", a, b, acc)
+        if self.mode.startswith("dot"):
+            word = "vpdpwssds" if self.mode == "dot_saturate" else "vpdpwssd"
+            return self.call(f"llvm.x86.avx512.{word}.{8 * _VECTOR}", acc, b, a)
+        product = self.builder.mul(a, b)
+        if self.mode.startswith("saturate"):
+            return self.call(f"llvm.sadd.sat.v{self.lanes}i{8 * self.bytes}", acc, product)
+        return self.builder.add(acc, product)
+
+    def call(self, name: str, *vectors: Any) -> Any:
+        """Call an LLVM intrinsic on vectors of the tile's type."""
+        signature = ir.FunctionType(self.vector, [self.vector] * len(vectors))
+        return self.builder.call(self.builder.module.declare_intrinsic(name, (), signature), vectors)
 
     def plus(self, x: Any, y: Any) -> Any:
         return self.builder.fadd(x, y) if self.is_float else self.builder.add(x, y)
 
     def limit(self, value: Any) -> Any:
         builder = self.builder
-        if self.mode == "exact":
+        if self.mode in ("exact", "saturate", "dot_wrap", "dot_saturate"):
             return value
+        if self.mode == "saturate_above":
+            return builder.select(builder.icmp_signed(">", value, self.low), value, self.low)
         if self.mode == "clamp":
             compare = builder.fcmp_ordered if self.is_float else builder.icmp_signed
             value = builder.select(compare("<", value, self.high), value, self.high)
@@ -145,12 +169,12 @@ class _Emitter:
     def splat(self, value: Any) -> Any:
         one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
         undefined = ir.Constant(self.vector, ir.Undefined)
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(one, undefined, mask)
 
     def address(self, acc: Any, stride: Any, row: int, vector: int) -> Any:
         place = self.offset(acc, ir.Constant(_INT64, row), 0, by=stride)
-        return self.constant_offset(place, 4 * vector * LANES)
+        return self.constant_offset(place, _VECTOR * vector)
 
     def offset(self, base: Any, index: Any, size: int, by: Any = None) -> Any:
         width = by if by is not None else ir.Constant(_INT64, size)
@@ -163,10 +187,10 @@ class _Emitter:
         return self.builder.inttoptr(place, self.vector.as_pointer())
 
     def load(self, place: Any) -> Any:
-        return self.builder.load(self.pointer(place), align=4)
+        return self.builder.load(self.pointer(place), align=self.bytes)
 
 
-_F32, _I32 = ir.FloatType(), ir.IntType(32)
+_F32, _I32, _I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)
 float_exact = _make(_F32, PLAIN, grouped=False, mode="exact")
 float_clamp = _make(_F32, PLAIN, grouped=False, mode="clamp")
 float_clamp_grouped = _make(_F32, GROUPED, grouped=True, mode="clamp")
@@ -174,3 +198,7 @@ int_exact = _make(_I32, PLAIN, grouped=False, mode="exact")
 int_clamp = _make(_I32, PLAIN, grouped=False, mode="clamp")
 int_clamp_grouped = _make(_I32, GROUPED, grouped=True, mode="clamp")
 int_sign_wrap = _make(_I32, PLAIN, grouped=False, mode="sign_wrap")
+int_dot_wrap = _make(_I32, PLAIN, grouped=False, mode="dot_wrap")
+int_dot_saturate = _make(_I32, PLAIN, grouped=False, mode="dot_saturate")
+int16_saturate = _make(_I16, PLAIN, grouped=False, mode="saturate")
+int16_saturate_above = _make(_I16, PLAIN, grouped=False, mode="saturate_above")

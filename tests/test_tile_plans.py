@@ -1,0 +1,113 @@
+"""How registers stand in vector lanes: scaled words of int16, raised int16, float32; all against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import summary
+from hypothesis import given
+from hypothesis import strategies as st
+from mac import chain, datapath
+
+from fqtsim.backends import get_backend, stepwise
+from fqtsim.kernels import gemm as kernels
+from fqtsim.kernels import tile as tiles
+from fqtsim.testing import operands
+from fqtsim.words import IntFormat
+
+DOTS = [pytest.param(True, marks=pytest.mark.skipif(not tiles.HAS_DOT, reason="this CPU has no 16-bit dot product")),
+        False]  # fmt: skip
+FORMATS = [("int4", "int4"), ("int8", "int8"), ("uint8", "int8"), ("int8", "uint8"), ("uint8", "uint8"),
+           ("int9", "int9"), ("int12", "uint5"), ("int16", "int16")]  # fmt: skip
+
+
+def ends(form: str) -> list[int]:
+    codes = IntFormat.parse(form)
+    return [codes.minimum, codes.maximum, 0, 1, codes.maximum - 1, -1 if codes.signed else 2]
+
+
+def matrices(a: str, b: str) -> tuple[Any, Any]:
+    """Return (6, 7) and (7, 9): rows that climb, fall, turn and stay, of the ends of both formats."""
+    low, high, none, one, near, small = ends(a)
+    rows = [[high] * 7, [low] * 7, [high, low] * 3 + [one], [one, small, none] * 2 + [high], [near, small] * 3 + [one],
+            [none, none, high, high, low, low, small]]  # fmt: skip
+    random = np.random.RandomState(7)
+    columns = np.array([[code] * 7 for code in ends(b)] + [random.choice(ends(b), 7) for _ in range(3)])
+    storage = IntFormat.parse(a).storage, IntFormat.parse(b).storage
+    return np.array(rows).astype(storage[0]), np.ascontiguousarray(columns.T.astype(storage[1]))
+
+
+@pytest.mark.parametrize("dot", DOTS)
+@pytest.mark.parametrize("forms", FORMATS, ids="-".join)
+@pytest.mark.parametrize("word", ["saturate", "saturate_symmetric", "wrap"])
+def test_every_register_at_its_rails(
+    dot: bool, forms: tuple[str, str], word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "HAS_DOT", dot)
+    a, b = matrices(*forms)
+    used = set()
+    signs = ("",) if word == "saturate_symmetric" else ("", "u")
+    for register in [f"{sign}int{bits}" for bits in range(2, 33) for sign in signs]:
+        path = datapath(*chain(f"{register} {word}"), a=forms[0], b=forms[1])
+        low, high = path.accumulator.register_format.rails(path.accumulator.overflow)
+        for c in (None, np.array([[low, high, 0, low + 1, high - 1, 0, high, low, max(low, -1)]])):
+            expected = summary(get_backend("reference").gemm(a, b, path, c))
+            for name in ("stepwise", "emulator"):
+                assert summary(get_backend(name).gemm(a, b, path, c)) == expected, (register, name, c)
+        plan = stepwise.tile_plan(stepwise.prepare(a, b, path, None))
+        used.add(None if plan is None else plan.driver.run)
+    dots = {kernels.DOT_SATURATE.run, kernels.DOT_WRAP.run}
+    assert bool(used & dots) == (dot and word != "saturate_symmetric")
+
+
+@given(st.data(), st.sampled_from(FORMATS), st.integers(2, 32), st.sampled_from(["saturate", "wrap"]), st.booleans())
+def test_any_operands(data: st.DataObject, forms: tuple[str, str], bits: int, word: str, dot: bool) -> None:
+    path = datapath(*chain(f"int{bits} {word}"), a=forms[0], b=forms[1])
+    a, b, c = data.draw(operands(path, max_m=9, max_k=40, max_n=9))
+    expected = summary(get_backend("reference").gemm(a, b, path, c))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiles, "HAS_DOT", dot and tiles.HAS_DOT)
+        assert summary(get_backend("stepwise").gemm(a, b, path, c)) == expected
+
+
+@pytest.mark.skipif(not tiles.HAS_DOT, reason="this CPU has no 16-bit dot product")
+@pytest.mark.parametrize(
+    ("register", "forms", "driver"),
+    [
+        ("int16 saturate", ("int8", "int8"), kernels.INT16_SATURATE),
+        ("uint16 saturate", ("uint8", "int8"), kernels.INT16_SATURATE),
+        ("int16 saturate_symmetric", ("uint8", "int8"), kernels.INT16_SATURATE_ABOVE),
+        ("int12 saturate", ("int8", "int8"), kernels.INT16_SATURATE_ABOVE),
+        ("int16 saturate", ("uint8", "uint8"), kernels.FLOAT_CLAMP),
+        ("int17 saturate", ("uint8", "uint8"), kernels.DOT_SATURATE),
+        ("uint17 saturate", ("uint8", "uint8"), kernels.DOT_SATURATE),
+        ("int24 saturate", ("int8", "int8"), kernels.DOT_SATURATE),
+        ("int32 saturate", ("int16", "int16"), kernels.DOT_SATURATE),
+        ("int24 saturate_symmetric", ("int8", "int8"), kernels.FLOAT_CLAMP),
+        ("int15 wrap", ("int8", "int8"), kernels.DOT_WRAP),
+        ("int14 wrap", ("int8", "int8"), kernels.INT_SIGN_WRAP),
+    ],
+)
+def test_which_lanes_a_register_gets(register: str, forms: tuple[str, str], driver: kernels.Driver) -> None:
+    path = datapath(*chain(register), a=forms[0], b=forms[1])
+    a, b = matrices(*forms)
+    plan = stepwise.tile_plan(stepwise.prepare(a, b, path, None))
+    assert plan is not None
+    assert plan.driver is driver
+
+
+def test_words_hold_a_product_scaled_by_up_to_the_room_of_both_codes() -> None:
+    least = {("int8", "int8"): 15, ("uint8", "int8"): 16, ("uint8", "uint8"): 17, ("int4", "int4"): 7}
+    for forms, width in [(forms, width) for forms in least for width in range(2, 33)]:
+        a, b = matrices(*forms)
+        path = datapath(*chain(f"int{width} wrap"), a=forms[0], b=forms[1])
+        plan = stepwise._dot_plan(stepwise.prepare(a, b, path, None))
+        assert (plan is not None) == (width >= least[forms])
+        if plan is not None:
+            lane = plan.lane
+            assert lane.a_shift + lane.b_shift + lane.doubled == lane.shift == 32 - width
+            for codes, shift in ((a, lane.a_shift), (b, lane.b_shift)):
+                scaled = codes.astype(np.int64) << shift
+                assert np.array_equal(scaled.astype(np.int16), scaled)
