@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mac import chain, datapath
 
 from fqtsim.backends import get_backend, stepwise
+from fqtsim.backends.exact import exact_product
 from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import tile as tiles
 from fqtsim.testing import operands
@@ -58,8 +59,8 @@ def test_every_register_at_its_rails(
                 assert summary(get_backend(name).gemm(a, b, path, c)) == expected, (register, name, c)
         plan = stepwise.tile_plan(stepwise.prepare(a, b, path, None))
         used.add(None if plan is None else plan.driver.run)
-    dots = {kernels.DOT_SATURATE.run, kernels.DOT_WRAP.run}
-    assert bool(used & dots) == (dot and word != "saturate_symmetric")
+    dots = {kernels.DOT_SATURATE.run, kernels.DOT_SATURATE_ABOVE.run, kernels.DOT_WRAP.run}
+    assert bool(used & dots) == dot
 
 
 @given(st.data(), st.sampled_from(FORMATS), st.integers(2, 32), st.sampled_from(["saturate", "wrap"]), st.booleans())
@@ -80,22 +81,22 @@ def test_any_operands(data: st.DataObject, forms: tuple[str, str], bits: int, wo
         ("uint16 saturate", ("uint8", "int8"), kernels.INT16_SATURATE),
         ("int16 saturate_symmetric", ("uint8", "int8"), kernels.INT16_SATURATE_ABOVE),
         ("int12 saturate", ("int8", "int8"), kernels.INT16_SATURATE_ABOVE),
-        ("int16 saturate", ("uint8", "uint8"), kernels.FLOAT_CLAMP),
+        ("int16 saturate", ("uint8", "uint8"), kernels.DOT_SATURATE_ABOVE),
         ("int17 saturate", ("uint8", "uint8"), kernels.DOT_SATURATE),
         ("uint17 saturate", ("uint8", "uint8"), kernels.DOT_SATURATE),
         ("int24 saturate", ("int8", "int8"), kernels.DOT_SATURATE),
         ("int32 saturate", ("int16", "int16"), kernels.DOT_SATURATE),
-        ("int24 saturate_symmetric", ("int8", "int8"), kernels.FLOAT_CLAMP),
+        ("int24 saturate_symmetric", ("int8", "int8"), kernels.DOT_SATURATE_ABOVE),
+        ("uint32 saturate", ("int8", "int8"), None),
         ("int15 wrap", ("int8", "int8"), kernels.DOT_WRAP),
         ("int14 wrap", ("int8", "int8"), kernels.INT_SIGN_WRAP),
     ],
 )
-def test_which_lanes_a_register_gets(register: str, forms: tuple[str, str], driver: kernels.Driver) -> None:
+def test_which_lanes_a_register_gets(register: str, forms: tuple[str, str], driver: kernels.Driver | None) -> None:
     path = datapath(*chain(register), a=forms[0], b=forms[1])
     a, b = matrices(*forms)
     plan = stepwise.tile_plan(stepwise.prepare(a, b, path, None))
-    assert plan is not None
-    assert plan.driver is driver
+    assert (plan and plan.driver) is driver
 
 
 def test_words_hold_a_product_scaled_by_up_to_the_room_of_both_codes() -> None:
@@ -111,3 +112,40 @@ def test_words_hold_a_product_scaled_by_up_to_the_room_of_both_codes() -> None:
             for codes, shift in ((a, lane.a_shift), (b, lane.b_shift)):
                 scaled = codes.astype(np.int64) << shift
                 assert np.array_equal(scaled.astype(np.int16), scaled)
+
+
+@pytest.mark.parametrize("dot", DOTS)
+@pytest.mark.parametrize(("code", "other"), [(-32768, -32768), (-32768, 32767), (32767, 32767), (255, -128), (1, 1)])
+@pytest.mark.parametrize("k", [1, 2, 3, 4099])
+def test_exact_products_at_the_limit_of_int32(
+    dot: bool, code: int, other: int, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of words pass 2**31 within two products of the widest codes, and after 65538 of the usual ones."""
+    monkeypatch.setattr(tiles, "HAS_DOT", dot)
+    a, b = np.full((3, k), code, np.int16), np.full((k, 20), other, np.int16)
+    a[1, ::2], b[:, 3] = 0, np.arange(k) % 7
+    assert (exact_product(a, b, np.int64) == a.astype(np.int64) @ b.astype(np.int64)).all()
+    assert (exact_product(b.T, a.T, np.int64) == b.T.astype(np.int64) @ a.T.astype(np.int64)).all()
+
+
+@pytest.mark.parametrize("dot", DOTS)
+def test_exact_products_beyond_one_run_of_int32(dot: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "HAS_DOT", dot)
+    a, b = np.full((2, 140_001), -255, np.int16), np.full((140_001, 3), 255, np.int16)
+    assert (exact_product(a, b, np.int64) == -140_001 * 255 * 255).all()
+
+
+@pytest.mark.parametrize("code", [np.int8, np.uint8, np.int16])
+@pytest.mark.parametrize("lane", [np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("shape", [(100, 37), (33, 16), (16, 48), (5, 70), (70, 5)])
+def test_packing_transposes(code: type, lane: type, shape: tuple[int, int]) -> None:
+    top = min(np.iinfo(code).max, np.iinfo(lane).max if lane is not np.float32 else 1 << 24)
+    source = np.random.RandomState(0).randint(np.iinfo(code).min, top + 1, shape).astype(code)
+    for first, start, width in ((0, 0, 6), (0, 0, 48), (4, 3, 64), (0, 1, 32)):
+        expected = np.zeros((shape[1] - start, width), lane)
+        block = source[first : first + width, start:].T
+        expected[:, : block.shape[1]] = block
+        for array, along in ((source, False), (source.T.copy(), True), (np.asfortranarray(source), False)):
+            out = np.full_like(expected, 77)
+            kernels.pack(array, along, out, first, start, shape[1])
+            assert (out == expected).all()

@@ -23,6 +23,7 @@ from fqtsim.hw.lower import (
 )
 from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import threads
+from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.chain import STRIP, chain_rows
 
 MOST_REGISTERS = 1 << 23
@@ -85,6 +86,11 @@ class TileJob:
         work = self.packed.shape[0] * self.packed.shape[2] * self.driver.width * (k_end - k_first)
         threads.run(part, threads.parts(self.panels, work // 16))
 
+    @property
+    def depth(self) -> int:
+        """Products, or words of two, of an output."""
+        return int(self.packed.shape[1])
+
     def result(self, dtype: type) -> Array:
         """Return the accumulators as (M, N)."""
         codes = self.oriented(self.acc, dtype)
@@ -111,16 +117,20 @@ def exact_product(a: Array, b: Array, dtype: type) -> Array:
     largest = operand_range(a).magnitude * operand_range(b).magnitude
     if not largest:
         return np.zeros(shape, dtype)
-    run = FLOAT_EXACT_LIMIT // largest
-    if run < 32:
-        return run_chain(a, b, None, _exact_table(a.shape[1]), 64).astype(dtype, copy=False)
-    job = TileJob(kernels.FLOAT_EXACT, a, b, None)
-    if a.shape[1] <= run:
-        job.advance(0, a.shape[1], 1, 0, 0)
+    run = ((1 << 31) - 1) // (2 * largest)
+    if tiles.HAS_DOT and run and all(operand_range(codes).fits_signed(16) for codes in (a, b)):
+        job = TileJob(kernels.DOT_PAIRS, *kernels.paired(a, b), None)
+    else:
+        run = FLOAT_EXACT_LIMIT // largest
+        if run < 32:
+            return run_chain(a, b, None, _exact_table(a.shape[1]), 64).astype(dtype, copy=False)
+        job = TileJob(kernels.FLOAT_EXACT, a, b, None)
+    if job.depth <= run:
+        job.advance(0, job.depth, 1, 0, 0)
         return job.result(dtype)
     total: Array = np.zeros(job.acc.shape, dtype)
-    for k in range(0, a.shape[1], run):
-        job.advance(k, min(k + run, a.shape[1]), 1, 0, 0)
+    for k in range(0, job.depth, run):
+        job.advance(k, min(k + run, job.depth), 1, 0, 0)
         kernels.add_block(total, job.acc)
     return job.oriented(total, dtype)
 

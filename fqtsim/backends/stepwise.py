@@ -71,20 +71,24 @@ def _int16_plan(lowered: Lowered) -> TilePlan | None:
 
 
 def _dot_plan(lowered: Lowered) -> TilePlan | None:
-    """Registers of 2**bits codes in int32 lanes, scaled so that the lane's rails are theirs (S4, shortcuts)."""
+    """Registers in int32 lanes of words of two int16, scaled so that the lane's rails are theirs (S4, shortcuts)."""
     last = lowered.accumulator
-    low, bits = int(last[LOW]), int(last[BITS])
-    whole = int(last[HIGH]) - low == (1 << bits) - 1
-    if not whole or last[HIGH] >= 1 << 31:
-        return None
-    shift = 32 - bits
+    low, high = int(last[LOW]), int(last[HIGH])
     a_room, b_room = (_room(codes) for codes in lowered.operands)
-    if a_room < 0 or b_room < 0 or shift > a_room + b_room + 1:
+    if a_room < 0 or b_room < 0 or high >= 1 << 31:
+        return None
+    shift = min(32 - (high - low).bit_length(), a_room + b_room + 1)
+    # The lane's own upper rail is the register's; its lower one too, where the register has every code.
+    top = (1 << (31 - shift)) - 1
+    offset, bottom = top - high, low + top - high
+    whole = bottom == -top - 1
+    if last[MODE] == WRAP and not whole:
         return None
     doubled = shift > a_room + b_room
     a_shift = min(a_room, shift - doubled)
-    lane = Lane(-low - (1 << (bits - 1)), shift, a_shift, shift - doubled - a_shift, doubled)
-    return TilePlan(kernels.DOT_WRAP if last[MODE] == WRAP else kernels.DOT_SATURATE, 1, 0, 0, lane)
+    lane = Lane(offset, shift, a_shift, shift - doubled - a_shift, doubled)
+    above = kernels.DOT_SATURATE if whole else kernels.DOT_SATURATE_ABOVE
+    return TilePlan(kernels.DOT_WRAP if last[MODE] == WRAP else above, 1, bottom << shift, 0, lane)
 
 
 def _room(codes: Range) -> int:

@@ -14,6 +14,7 @@ from numba import njit
 
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.tile import Tile, lanes
+from fqtsim.kernels.transpose import EDGE, transpose_block
 
 CHUNK = 1024
 """Products per visit of a tile: a packed panel of this depth stays in the second-level cache."""
@@ -39,9 +40,17 @@ def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k
     width = out.shape[1]
     size = source.shape[1] if along_columns else source.shape[0]
     count = min(width, size - first)
+    done = 0 if along_columns or source.strides[1] != source.itemsize else count // EDGE * EDGE
+    whole = (k_end - k_first) // EDGE * EDGE if done else 0
+    for r in range(0, done, EDGE):
+        for k in range(0, whole, EDGE):
+            transpose_block(
+                source[first + r, k_first + k :].ctypes.data, source.strides[0],
+                out[k, r:].ctypes.data, out.strides[0], source[0, 0], out[0, 0],
+            )  # fmt: skip
     for k in range(k_first, k_end):
         row = out[k - k_first]
-        for r in range(count):
+        for r in range(done if k - k_first < whole else 0, count):
             row[r] = source[k, first + r] if along_columns else source[first + r, k]
         for r in range(count, width):
             row[r] = 0
@@ -59,6 +68,16 @@ def codes_to_words(packed: Any, shift: int, doubled: bool) -> None:
     for i in range(flat.size):
         low = (flat[i] << shift) & 0xFFFF
         flat[i] = np.int32(low | (low << 16)) if doubled else np.int32(low)
+
+
+def paired(a: Any, b: Any) -> tuple[Any, Any]:
+    """Return a (M, K) and b (K, N), codes of int16, as words of two: (M, K/2) and (K/2, N) int32, K padded to even."""
+    odd = a.shape[1] % 2
+    left = np.ascontiguousarray(np.pad(a, ((0, 0), (0, 1))) if odd else a, dtype=np.int16)
+    right = np.pad(b, ((0, 1), (0, 0))) if odd else b
+    words = np.empty((right.shape[0] // 2, right.shape[1], 2), np.int16)
+    words[:, :, 0], words[:, :, 1] = right[::2], right[1::2]
+    return left.view(np.int32), words.view(np.int32)[:, :, 0]
 
 
 def _walk(kernel: Any, shape: Tile, dtype: type, convert: Any = codes_stay) -> Driver:
@@ -104,12 +123,14 @@ INT_SIGN_WRAP = _walk(tiles.int_sign_wrap, tiles.PLAIN, np.int32)
 INT16_SATURATE = _walk(tiles.int16_saturate, tiles.PLAIN, np.int16)
 INT16_SATURATE_ABOVE = _walk(tiles.int16_saturate_above, tiles.PLAIN, np.int16)
 DOT_SATURATE = _walk(tiles.int_dot_saturate, tiles.PLAIN, np.int32, codes_to_words)
+DOT_SATURATE_ABOVE = _walk(tiles.int_dot_saturate_above, tiles.PLAIN, np.int32, codes_to_words)
+DOT_PAIRS = _walk(tiles.int_dot_wrap, tiles.PLAIN, np.int32)
 DOT_WRAP = _walk(tiles.int_dot_wrap, tiles.PLAIN, np.int32, codes_to_words)
 
 
 @njit(nogil=True)
 def add_block(total: Any, block: Any) -> None:
-    """Add a block of integers held in float32 lanes to integer totals, and clear the block."""
+    """Add a block of integers, held in lanes of any type, to integer totals, and clear the block."""
     for i in range(total.shape[0]):
         for j in range(total.shape[1]):
             total[i, j] += np.int64(block[i, j])

@@ -34,7 +34,7 @@ class Tile(NamedTuple):
     vectors: int
 
 
-PLAIN = Tile(6, 4) if _WIDE else Tile(3, 4)
+PLAIN = Tile(8, 3) if _WIDE else Tile(3, 4)
 GROUPED = Tile(3, 4) if _WIDE else Tile(3, 2)
 
 _INT64 = ir.IntType(64)
@@ -47,8 +47,8 @@ def _make(element: ir.Type, tile: Tile, *, grouped: bool, mode: str) -> Any:
     grouped: `group` products are summed exactly, then the sum is one item; else each product is an item.
     mode: "exact" (or native wrap at the lane's width), "clamp" to low..high, "sign_wrap" and "zero_wrap" keep
     (lane width - low) bits by shifting low bits up and down. "saturate" clamps at the lane's own rails (int16 only),
-    "saturate_above" at low and at the lane's upper one. "dot_wrap" and "dot_saturate" take words of two int16, whose
-    two products they add to an int32 lane at once, at the lane's own rails (needs HAS_DOT).
+    "saturate_above" at low and at the lane's upper one. The same two behind "dot_", and "dot_wrap", take words of two
+    int16, whose two products they add to an int32 lane at once (needs HAS_DOT).
     """
     scalar: Any = types.float32 if isinstance(element, ir.FloatType) else getattr(types, f"int{element.width}")
 
@@ -138,7 +138,7 @@ class _Emitter:
         if self.is_float:
             return self.call(f"llvm.fma.v{self.lanes}f32", a, b, acc)
         if self.mode.startswith("dot"):
-            word = "vpdpwssds" if self.mode == "dot_saturate" else "vpdpwssd"
+            word = "vpdpwssd" if self.mode == "dot_wrap" else "vpdpwssds"
             return self.call(f"llvm.x86.avx512.{word}.{8 * _VECTOR}", acc, b, a)
         product = self.builder.mul(a, b)
         if self.mode.startswith("saturate"):
@@ -157,7 +157,7 @@ class _Emitter:
         builder = self.builder
         if self.mode in ("exact", "saturate", "dot_wrap", "dot_saturate"):
             return value
-        if self.mode == "saturate_above":
+        if self.mode in ("saturate_above", "dot_saturate_above"):
             return builder.select(builder.icmp_signed(">", value, self.low), value, self.low)
         if self.mode == "clamp":
             compare = builder.fcmp_ordered if self.is_float else builder.icmp_signed
@@ -200,5 +200,6 @@ int_clamp_grouped = _make(_I32, GROUPED, grouped=True, mode="clamp")
 int_sign_wrap = _make(_I32, PLAIN, grouped=False, mode="sign_wrap")
 int_dot_wrap = _make(_I32, PLAIN, grouped=False, mode="dot_wrap")
 int_dot_saturate = _make(_I32, PLAIN, grouped=False, mode="dot_saturate")
+int_dot_saturate_above = _make(_I32, PLAIN, grouped=False, mode="dot_saturate_above")
 int16_saturate = _make(_I16, PLAIN, grouped=False, mode="saturate")
 int16_saturate_above = _make(_I16, PLAIN, grouped=False, mode="saturate_above")
