@@ -17,6 +17,7 @@ import fqtsim
 from fqtsim.backends import get_backend
 from fqtsim.hw.load import load_hardware, parse_hardware
 from fqtsim.hw.spec import Hardware
+from fqtsim.kernels.tile import HAS_DOT
 from fqtsim.words import Rounding
 
 Array = np.ndarray[Any, Any]
@@ -76,13 +77,11 @@ def rivals(shape: Shape) -> dict[str, Callable[[], object]]:
 
 def unit_of(bits: int) -> str:
     """Return which of the machine's limits a worst case of so many bits can reach."""
-    return (
-        "int16 multiply, saturating add"
-        if bits <= 16
-        else "fp32 FMA and clamp"
-        if bits <= 24
-        else "int32 add and clamp"
-    )
+    if bits <= 16:
+        return "int16 multiply, saturating add"
+    if HAS_DOT:
+        return "int16 dot product, saturating"
+    return "fp32 FMA and clamp" if bits <= 24 else "int32 add and clamp"
 
 
 def worst(bench: Bench) -> None:

@@ -40,9 +40,9 @@ CHAINS = 24 if BITS == 512 else 12
 """Independent chains: more than latency times throughput, and they fit the vector registers."""
 COPIED = 256 << 20
 #: Limits; each row names one as its `unit`.
-FMA, CLAMPED, INT32, INT16, PAIRS, DOT, COPY = (
+FMA, CLAMPED, INT32, INT16, PAIRS, DOT16, DOT, COPY = (
     "fp32 FMA", "fp32 FMA and clamp", "int32 add and clamp", "int16 multiply, saturating add",
-    "int16 multiply-add pairs", "int8 dot product", "copy",
+    "int16 multiply-add pairs", "int16 dot product, saturating", "int8 dot product", "copy",
 )  # fmt: skip
 Step = Callable[[Any, Any, Any, Any], Any]
 
@@ -98,6 +98,10 @@ def _dot(builder: Any, acc: Any, x: Any, y: Any) -> Any:
     return _call(builder, f"llvm.x86.avx512.vpdpbusd.{BITS}", acc, x, y)
 
 
+def _dot16(builder: Any, acc: Any, x: Any, y: Any) -> Any:
+    return _call(builder, f"llvm.x86.avx512.vpdpwssds.{BITS}", acc, x, y)
+
+
 def chains() -> dict[str, Chain]:
     """Return the chains that this CPU has instructions for."""
     short, word = ir.IntType(16), ir.IntType(32)
@@ -109,6 +113,7 @@ def chains() -> dict[str, Chain]:
         found[PAIRS] = Chain(word, 2, _pairs)
     if FEATURES.get("avx512vnni", False) or (BITS == 256 and FEATURES.get("avxvnni", False)):
         found[DOT] = Chain(word, 4, _dot)
+        found[DOT16] = Chain(word, 1, _dot16)  # one product of two: an accumulator clamps after each
     return found
 
 
@@ -236,7 +241,7 @@ def show(found: Sequence[Achieved], rates: Mapping[int, Mapping[str, float]], ev
 
     console = Console(width=160, markup=False, highlight=False)
     table = Table("limit", *(f"{threads} threads" for threads in rates), title=cpu_model(), title_justify="left")
-    for name in (FMA, CLAMPED, INT32, INT16, PAIRS, DOT, COPY):
+    for name in (FMA, CLAMPED, INT32, INT16, PAIRS, DOT16, DOT, COPY):
         unit = "GB/s" if name == COPY else "G products/s"
         table.add_row(name, *(f"{one[name] / 1e9:.4g} {unit}" if name in one else "none" for one in rates.values()))
     console.print(table)
