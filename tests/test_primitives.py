@@ -17,6 +17,7 @@ from fqtsim.backends.primitive_vectors import FILE
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES as P
 from fqtsim.backends.primitives import Primitives
 from fqtsim.errors import BackendRefused, InputError
+from fqtsim.kernels import threads
 from fqtsim.ref import binary32
 
 Float32 = npt.NDArray[np.float32]
@@ -149,3 +150,30 @@ def test_the_refusal_says_which_operands() -> None:
         "numpy: primitive maximum(0.0, -0.0) gives bits 0x80000000 in place of 0x0; "
         "its results would differ from other machines', use another device"
     )
+
+
+@pytest.mark.parametrize("threads_used", [1, 3])
+def test_elementwise_operations_in_threads(threads_used: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SMALLEST_PART", 4)
+    monkeypatch.setattr(threads.numba, "get_num_threads", lambda: threads_used)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(7, 3, 4)).astype(np.float32)
+    x[1, 1], x[2, 0, 0], x[3, 0, 0] = -0.0, np.inf, np.nan
+    others = (np.float32(0), x[:1], x[0], x[:, :1], x[..., ::-1], np.asfortranarray(x), random.normal(size=3), x[:1, 0])
+    for other in others:
+        y = np.asarray(other, np.float32).reshape(-1, 1) if np.shape(other) == (3,) else np.asarray(other, np.float32)
+        for left, right in ((x, y), (y, x)):
+            for name in ("add", "subtract", "multiply", "divide"):
+                with np.errstate(all="ignore"):
+                    expected = getattr(np, name)(left, right)
+                assert same_bits(getattr(P, name)(left, right), expected), (name, y.shape)
+            largest = P.maximum(left, right)
+            assert same_bits(largest, np.maximum(left, right) + np.float32(0))
+    with np.errstate(invalid="ignore"):
+        assert same_bits(P.sqrt(x), np.sqrt(x))
+
+
+def same_bits(x: Any, y: Any) -> bool:
+    """Tell whether two float32 arrays are equal to the bit, any NaN like any other."""
+    both = x.shape == y.shape and x.dtype == y.dtype == np.float32
+    return both and bool(((x.view(np.uint32) == y.view(np.uint32)) | (np.isnan(x) & np.isnan(y))).all())

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mac import chain, datapath
 
-from fqtsim.backends import get_backend, stepwise
+from fqtsim.backends import exact, get_backend, stepwise
 from fqtsim.backends.exact import exact_product
+from fqtsim.hw.lower import Range
 from fqtsim.kernels import gemm as kernels
+from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
 from fqtsim.testing import operands
 from fqtsim.words import IntFormat
@@ -149,3 +151,15 @@ def test_packing_transposes(code: type, lane: type, shape: tuple[int, int]) -> N
             out = np.full_like(expected, 77)
             kernels.pack(array, along, out, first, start, shape[1])
             assert (out == expected).all()
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "cut"])
+def test_the_range_of_codes_in_blocks_and_threads(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "_BLOCK", 7)
+    monkeypatch.setattr(threads, "SMALLEST_PART", 4)
+    monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 3)
+    for place in range(60):
+        codes = np.zeros((6, 10), np.int16)
+        codes.flat[place], codes.flat[(place + 29) % 60] = -300, 7
+        array = {"C": codes, "F": np.asfortranarray(codes), "cut": np.tile(codes, 2)[:, :10]}[layout]
+        assert exact.operand_range(array) == Range(-300, 7)

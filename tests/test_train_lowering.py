@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from fqtsim.backends import get_backend
 from fqtsim.errors import InputError
 from fqtsim.hw.load import load_hardware, parse_hardware
-from fqtsim.train import functional
+from fqtsim.train import functional, lowering
 from fqtsim.train.gemm import Gemm
 from fqtsim.train.geometry import Window
 from fqtsim.train.operands import Operand
@@ -211,3 +211,28 @@ def test_dropped_bits_come_back_before_the_zero_points() -> None:
     # 35 >> 2 = 8, 18 >> 2 = 4; 12 * 4 - 1 * 10 - 2 * 11 + 2 * 1 * 2 = 20
     y = functional.linear_fprop(x, w, Gemm("layer", "fprop", path, Run(get_backend("emulator"), 0)))
     assert y.tolist() == [[20.0]]
+
+
+@pytest.mark.parametrize("code", [np.int8, np.uint8, np.int16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8, 16, 20])
+@pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[5]])
+def test_patches_are_the_same_in_words_of_any_width(code: type, channels: int, case: tuple[Any, ...]) -> None:
+    """Plain indexing is the other opinion; each sample has a fill code of its own."""
+    _, kernel, stride, before, after, dilation, size = case
+    window = Window(kernel, stride, before, after, dilation)
+    random = np.random.default_rng(channels)
+    codes = random.integers(1, 100, (3, channels, *size)).astype(code)
+    fills = np.array([101, 7, 113], np.int64)
+    x = Operand(codes, np.ones(3, np.float32), fills)
+    padded = np.full((3, channels, size[0] + before[0] + after[0], size[1] + before[1] + after[1]), 0, code)
+    padded[:] = fills.reshape(3, 1, 1, 1)
+    padded[:, :, before[0] : before[0] + size[0], before[1] : before[1] + size[1]] = codes
+    rows = [
+        padded[n, :, oh * stride[0] + i * dilation[0], ow * stride[1] + j * dilation[1]]
+        for n in range(3)
+        for oh in range(window.positions(size)[0])
+        for ow in range(window.positions(size)[1])
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    assert np.array_equal(lowering.fprop_rows(x, window).ravel(), np.concatenate(rows))

@@ -26,6 +26,9 @@ from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.chain import STRIP, chain_rows
 
+_BLOCK = 1 << 18
+"""Codes whose smallest and largest are found while a cache holds them."""
+
 MOST_REGISTERS = 1 << 23
 """Registers of a strip: 64 MiB a thread, however many lanes a datapath has."""
 
@@ -35,7 +38,17 @@ FLOAT_EXACT_LIMIT = 1 << 24
 
 def operand_range(codes: Array) -> Range:
     """Return the smallest and largest code; 0 and 0 where there is none."""
-    return Range(int(codes.min()), int(codes.max())) if codes.size else Range(0, 0)
+    if not codes.size:
+        return Range(0, 0)
+    flat = codes.ravel() if codes.flags.c_contiguous else codes.T.ravel()
+
+    def ends(first: int, last: int) -> Range:
+        blocks = [flat[k : min(k + _BLOCK, last)] for k in range(first, last, _BLOCK)]
+        found = [(int(block.min()), int(block.max())) for block in blocks]
+        return Range(min(low for low, _ in found), max(high for _, high in found))
+
+    parts = threads.run(ends, threads.parts(flat.size))
+    return Range(min(part.low for part in parts), max(part.high for part in parts))
 
 
 class Lane(NamedTuple):
@@ -71,7 +84,11 @@ class TileJob:
         driver.convert(self.packed, left_shift, lane.doubled)
         self.acc = np.full((tiles * rows, self.panels * width), lane.offset << lane.shift, driver.dtype)
         if c is not None:
-            self.acc[: self.size[0], : self.size[1]] = ((c.T if self.swapped else c) + lane.offset) << lane.shift
+            start = c.T if self.swapped else c
+            threads.run(
+                lambda first, last: kernels.codes_to_lanes(start, lane.offset, lane.shift, self.acc, first, last),
+                threads.parts(*start.shape),
+            )
 
     def advance(self, k_first: int, k_end: int, group: int, low: int, high: int) -> None:
         lane = self.driver.dtype
@@ -93,17 +110,19 @@ class TileJob:
 
     def result(self, dtype: type) -> Array:
         """Return the accumulators as (M, N)."""
-        codes = self.oriented(self.acc, dtype)
-        if self.lane.shift:
-            codes >>= self.lane.shift
-        if self.lane.offset:
-            codes -= self.lane.offset
-        return codes
+        return self.oriented(self.acc, dtype)
 
     def oriented(self, padded: Array, dtype: type) -> Array:
         """Return an array laid out like the accumulators as (M, N)."""
         block = padded[: self.size[0], : self.size[1]]
-        return np.ascontiguousarray(block.T if self.swapped else block, dtype=dtype)
+        block = block.T if self.swapped else block
+        codes: Array = np.empty(block.shape, dtype)
+        offset, shift = self.lane.offset, self.lane.shift
+        threads.run(
+            lambda first, last: kernels.lanes_to_codes(block, offset, shift, codes, first, last),
+            threads.parts(*block.shape),
+        )
+        return codes
 
 
 def unlimited_dtype(lowered: Lowered) -> type:
@@ -114,11 +133,12 @@ def unlimited_dtype(lowered: Lowered) -> type:
 def exact_product(a: Array, b: Array, dtype: type) -> Array:
     """Return a (M, K) times b (K, N), exactly; the caller has bounded the result to dtype."""
     shape = (a.shape[0], b.shape[1])
-    largest = operand_range(a).magnitude * operand_range(b).magnitude
+    ranges = operand_range(a), operand_range(b)
+    largest = ranges[0].magnitude * ranges[1].magnitude
     if not largest:
         return np.zeros(shape, dtype)
     run = ((1 << 31) - 1) // (2 * largest)
-    if tiles.HAS_DOT and run and all(operand_range(codes).fits_signed(16) for codes in (a, b)):
+    if tiles.HAS_DOT and run and all(codes.fits_signed(16) for codes in ranges):
         job = TileJob(kernels.DOT_PAIRS, *kernels.paired(a, b), None)
     else:
         run = FLOAT_EXACT_LIMIT // largest
@@ -162,7 +182,10 @@ def unlimited_result(a: Array, b: Array, lowered: Lowered, start: Array | None, 
         return run_chain(a, b, start, without_overflow(lowered.table), 64)
     dtype = unlimited_dtype(lowered)
     total = exact_product(a, b, dtype) if product is None else product
-    return total.astype(dtype, copy=False) if start is None else (total + start).astype(dtype, copy=False)
+    if start is None:
+        return total.astype(dtype, copy=False)
+    # In the result's own type: U fits it, and integers that wrap on the way come back.
+    return np.add(total, start, dtype=dtype, casting="unsafe")
 
 
 def wrap_codes(values: Array, lowered: Lowered) -> Array:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from fqtsim.backends.arrays import HostArrays
 from fqtsim.backends.primitive_vectors import prove
 from fqtsim.errors import InputError, TrainingStopped
-from fqtsim.kernels import elementary
+from fqtsim.kernels import elementary, threads
 from fqtsim.kernels import exact_sum as _exact_sum
 from fqtsim.kernels import householder as _householder
 from fqtsim.kernels import luq as _luq
@@ -43,8 +43,27 @@ def as_float32(x: Operand) -> Float32:
 
 
 def _ieee(function: Callable[..., Any], *operands: Operand) -> Float32:
-    with np.errstate(all="ignore"):
-        return np.asarray(function(*map(as_float32, operands)))
+    """Return function(*operands), elementwise; in threads over dimension 0 where that is worth it."""
+    arrays = [as_float32(operand) for operand in operands]
+    whole = max(arrays, key=np.size)
+    ranges = threads.parts(len(whole), whole.size // len(whole)) if whole.size and whole.ndim else []
+    if len(ranges) < 2 or np.broadcast_shapes(*(array.shape for array in arrays)) != whole.shape:
+        with np.errstate(all="ignore"):
+            return np.asarray(function(*arrays))
+    out = np.empty_like(whole)
+    along = [array.ndim == whole.ndim and len(array) == len(whole) for array in arrays]
+
+    def part(first: int, last: int) -> None:
+        with np.errstate(all="ignore"):
+            parts = (array[first:last] if cut else array for array, cut in zip(arrays, along, strict=True))
+            function(*parts, out=out[first:last])
+
+    threads.run(part, ranges)
+    return out
+
+
+def _maximum(x: Float32, y: Float32, out: Float32 | None = None) -> Any:
+    return np.add(np.maximum(x, y, out=out), np.float32(0), out=out)
 
 
 def _check_fields(seed: int, stream: int, step: int) -> None:
@@ -85,7 +104,7 @@ class Primitives(HostArrays):
 
     def maximum(self, x: Operand, y: Operand) -> Float32:
         """Return the larger, never -0 (S5.9); NaN if either is."""
-        return _ieee(lambda a, b: np.maximum(a, b) + np.float32(0), x, y)
+        return _ieee(_maximum, x, y)
 
     def exp(self, x: Operand) -> Float32:
         """Return e**x (S5.4)."""

@@ -8,6 +8,9 @@ from numba import njit
 
 from fqtsim.kernels import threads
 
+_ROWS = 32
+"""Rows of accumulators whose codes a first-level cache holds while they are transposed."""
+
 
 def row_sums(a: Any, out: Any) -> None:
     """Write the int64 sum of each row of the codes a (M, K) to out (M,)."""
@@ -40,13 +43,18 @@ def _finish(
     acc: Any, dropped: int, terms: int, row: Any, column: Any, scales: Any, out: Any, first: int, last: int
 ) -> None:
     inner = out.shape[2]
-    for m in range(first, last):
-        r, i = m // inner, m % inner
-        za, sum_a, row_step = row[0, m], row[1, m], scales[0][m]
+    begin = first
+    while begin < last:
+        r = begin // inner
+        # A few rows at a time: acc is read along N, out is written along I.
+        end = min(begin + _ROWS, last, (r + 1) * inner)
         for n in range(acc.shape[1]):
-            zb = column[0, n]
-            value = (int(acc[m, n]) << dropped) - za * column[1, n] - zb * sum_a + terms * za * zb
-            out[r, n, i] = float(value) * (row_step * scales[1][n])
+            zb, sum_b, column_step = column[0, n], column[1, n], scales[1][n]
+            for m in range(begin, end):
+                za = row[0, m]
+                value = (int(acc[m, n]) << dropped) - za * sum_b - zb * row[1, m] + terms * za * zb
+                out[r, n, m - r * inner] = float(value) * (scales[0][m] * column_step)
+        begin = end
 
 
 def finish_offset(

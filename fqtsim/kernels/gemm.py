@@ -128,6 +128,32 @@ DOT_PAIRS = _walk(tiles.int_dot_wrap, tiles.PLAIN, np.int32)
 DOT_WRAP = _walk(tiles.int_dot_wrap, tiles.PLAIN, np.int32, codes_to_words)
 
 
+SQUARE = 32
+"""Edge of the squares in which matrices are copied, so that one of them may be transposed."""
+
+
+@njit(nogil=True)
+def codes_to_lanes(codes: Any, offset: int, shift: int, acc: Any, first: int, last: int) -> None:
+    """Write (code + offset) * 2**shift of rows first..last of codes (R, N), maybe a transposed view, to acc."""
+    columns = codes.shape[1]
+    for r in range(first, last, SQUARE):
+        for c in range(0, columns, SQUARE):
+            for i in range(r, min(r + SQUARE, last)):
+                for j in range(c, min(c + SQUARE, columns)):
+                    acc[i, j] = (codes[i, j] + offset) << shift
+
+
+@njit(nogil=True)
+def lanes_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int, last: int) -> None:
+    """Write what `codes_to_lanes` undoes: rows first..last of codes (R, N) from acc, maybe a transposed view."""
+    columns = codes.shape[1]
+    for r in range(first, last, SQUARE):
+        for c in range(0, columns, SQUARE):
+            for i in range(r, min(r + SQUARE, last)):
+                for j in range(c, min(c + SQUARE, columns)):
+                    codes[i, j] = (np.int64(acc[i, j]) >> shift) - offset
+
+
 @njit(nogil=True)
 def add_block(total: Any, block: Any) -> None:
     """Add a block of integers, held in lanes of any type, to integer totals, and clear the block."""

@@ -104,15 +104,24 @@ def channels_last(codes: Array) -> Array:
     return np.ascontiguousarray(codes.transpose(0, 2, 3, 1))
 
 
+def _in_words(x: Array, fill: Array, out: Array) -> tuple[Array, Array, Array]:
+    """Return the codes, the fill codes and the output as the widest words that a position's channels fill."""
+    size = x.shape[-1] * x.itemsize
+    word = next(width for width in (8, 4, 2, 1) if size % width == 0)
+    if word <= x.itemsize:
+        return _carrier(x), _carrier(fill), _carrier(out)
+    kind = np.dtype(f"i{word}")
+    fills = np.repeat(fill[:, None], word // fill.itemsize, 1).view(kind)[:, 0]
+    return x.view(kind), fills, out.view(kind)
+
+
 def fprop_rows(x: Operand, window: Window) -> Array:
     """Return the patches of x (N, C, H, W) as a matrix (N * OH * OW, KH * KW * C)."""
     samples, channels, height, width = x.codes.shape
     oh, ow = window.positions((height, width))
     out = np.empty((samples, oh, ow, *window.kernel, channels), x.codes.dtype)
     im2col.gather_rows(
-        _carrier(channels_last(x.codes)),
-        _carrier(x.fill(samples)),
-        _carrier(out),
+        *_in_words(channels_last(x.codes), x.fill(samples), out),
         _pair(*window.stride),
         _pair(*window.dilation),
         _pair(-window.before[0], -window.before[1]),
@@ -130,9 +139,7 @@ def dgrad_rows(dh: Operand, window: Window, size: Pair) -> Array:
     samples, channels = dh.codes.shape[:2]
     out = np.empty((samples, *size, *window.kernel, channels), dh.codes.dtype)
     im2col.gather_rows(
-        _carrier(channels_last(dh.codes)),
-        _carrier(dh.fill(samples)),
-        _carrier(out),
+        *_in_words(channels_last(dh.codes), dh.fill(samples), out),
         _pair(1, 1),
         _pair(-window.dilation[0], -window.dilation[1]),
         _pair(*window.before),
