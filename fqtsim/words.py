@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from fqtsim.errors import InputError
 
@@ -73,6 +74,7 @@ class IntFormat:
     signed: bool
 
     @classmethod
+    @lru_cache(maxsize=256)
     def parse(cls, name: str) -> IntFormat:
         """Return the format called `name` ("int8", "uint12"). Raises InputError for any other text."""
         match = _FORMAT.fullmatch(name)

@@ -98,7 +98,7 @@ class Permuted(TorchPrimitives):
 
     def __init__(self) -> None:
         super().__init__("cpu")
-        self.fused = None
+        self.fused_norm = self.fused_update = None
 
     def exact_sum64(self, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
         return super().exact_sum64(self._shuffled(x, axis), axis, keepdims)

@@ -109,9 +109,27 @@ def test_stochastic_rounding_over_all_random_words(y: float, n: int) -> None:
     safe = min(max(y, -(2.0**20)), 2.0**20)
     kernel._round_stochastic(np.full(2**n, y, np.float32), words, n, q)
     assert q.tolist() == [round_value(safe, Rounding.STOCHASTIC, r, n) for r in range(2**n)]
+    limit = float(kernel._limit(Grid(*[None] * 3, -128, 127, None), n))  # type: ignore[arg-type]
+    kernel._round_stochastic_short(np.full(2**n, y, np.float32), words, n, np.float32(limit), short := q.copy())
+    near = min(max(y, -limit), limit)
+    assert short.tolist() == [round_value(near, Rounding.STOCHASTIC, r, n) for r in range(2**n)]
     exact = Fraction(safe)
     assert Fraction(sum(q.tolist()), 2**n) == Fraction((exact * 2**n).__floor__(), 2**n)
     assert set(q.tolist()) <= {exact.__floor__(), exact.__ceil__()}
+
+
+def test_int32_holds_what_the_short_stochastic_rounding_makes() -> None:
+    """The largest quotient, with the word that lifts it most and the one that lifts it least, for every n."""
+    for n in range(1, 33):
+        limit = float(kernel._limit(Grid(*[None] * 3, -128, 127, None), n))  # type: ignore[arg-type]
+        assert bool(limit) == (n <= 20)
+        if not limit:
+            continue
+        words, q = np.array([0, 0xFFFFFFFF] * 4, np.uint32), np.empty(8, np.int32)
+        y = np.array([3e38, 3e38, -3e38, -3e38, limit, limit, -limit, -limit], np.float32)
+        kernel._round_stochastic_short(y, words, n, np.float32(limit), q)
+        assert q.tolist() == [limit, limit, -limit, -limit] * 2
+        assert limit > 4 * 128
 
 
 @given(st.integers(-(2**12), 2**12), st.integers(1, 8))

@@ -37,8 +37,9 @@ class HostArrays:
 
     #: Whether arrays live on a device whose results the host reads only when it has to.
     on_device = False
-    #: Fused forms of named sequences, equal to them bit for bit; None where the sequences themselves run.
-    fused: Any = None
+    #: Fused forms of batch norm and of the update, equal to their sequences bit for bit; None where those run.
+    fused_norm: Any = None
+    fused_update: Any = None
 
     #: Where a device notes what stops a step.
     faults: Any = NoFaults()
@@ -72,6 +73,10 @@ class HostArrays:
         """
         bits = np.ascontiguousarray(values).view(np.int32) & -keep.view(np.int8).astype(np.int32)
         return bits.view(np.float32)
+
+    def relu_gradient(self, y: Array, dy: Array) -> Array:
+        """Return dy where y is positive, else +0."""
+        return self.select(y > 0, dy)
 
     def where(self, condition: Array, x: Array | float, y: Array) -> Array:
         """Return x, an array or a number, where the condition holds, else y; of y's type."""

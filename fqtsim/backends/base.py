@@ -96,6 +96,21 @@ class Backend(ABC):
         """
         return [self.gemm(left, right, datapath, None, trace) for left, right in zip(a, b, strict=True)]
 
+    def convolve(self, job: Any, datapath: Datapath, out: Array, with_codes: bool) -> GemmResult | None:
+        """Do all of a convolution's fprop or dgrad, a backends.direct.Images, without a matrix of patches.
+
+        Writes the float32 outputs (N, CO, OH, OW) and returns what `gemm` would, without codes unless `with_codes`;
+        None where this backend has no such way, and the caller lowers the convolution to matrices.
+        """
+        return None
+
+    def correlate(self, job: Any, datapath: Datapath) -> tuple[GemmResult, Array, Array] | None:
+        """Do a convolution's wgrad, a backends.direct.Gradient, without a matrix of patches.
+
+        Returns what `gemm` would and the sums over k of the codes of a (M,) and b (N,); or None, as `convolve`.
+        """
+        return None
+
     def describe(self) -> Mapping[str, str]:
         """Return what a run's record should say about this backend."""
         return {"backend": self.name, "device": self.device, "executor": self.executor}

@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fqtsim.backends.arrays import HostArrays
+from fqtsim.backends.fused_cpu import FUSED_NORM
 from fqtsim.backends.primitive_vectors import prove
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.kernels import elementary, threads
 from fqtsim.kernels import exact_sum as _exact_sum
 from fqtsim.kernels import householder as _householder
 from fqtsim.kernels import luq as _luq
+from fqtsim.kernels import norm as _norm
 from fqtsim.kernels import quantize as _quantize
 from fqtsim.kernels import random as _random
 from fqtsim.kernels.grid import Grid
@@ -76,6 +78,11 @@ class Primitives(HostArrays):
     """The operations on the CPU, by NumPy and Numba."""
 
     name = "numpy"
+    fused_norm = FUSED_NORM
+
+    def __init_subclass__(cls) -> None:
+        """A subclass, whose primitives may be others, runs the sequences unless it brings fused forms itself."""
+        cls.fused_norm = cls.__dict__.get("fused_norm")
 
     @property
     def host(self) -> Primitives:
@@ -105,6 +112,21 @@ class Primitives(HostArrays):
     def maximum(self, x: Operand, y: Operand) -> Float32:
         """Return the larger, never -0 (S5.9); NaN if either is."""
         return _ieee(_maximum, x, y)
+
+    def relu(self, x: Float32) -> Float32:
+        """Return max(x, 0), never -0; NaN stays."""
+        if type(self) is not Primitives:
+            return self.maximum(x, np.float32(0))
+        y: Float32 = _norm.relu(as_float32(x))
+        return y
+
+    def relu_gradient(self, y: Float32, dy: Float32) -> Float32:
+        """Return dy where y is positive, else +0."""
+        if type(self) is not Primitives:
+            chosen: Float32 = super().relu_gradient(y, dy)
+            return chosen
+        dx: Float32 = _norm.relu_gradient(as_float32(y), as_float32(dy))
+        return dx
 
     def exp(self, x: Operand) -> Float32:
         """Return e**x (S5.4)."""
@@ -200,12 +222,38 @@ class Primitives(HostArrays):
         """
         if type(self) is not Primitives:
             return self.composed_reflect(x, groups)
-        result, finite = _householder.reflect(as_float32(x), groups)
-        if not finite:
+        return self._mixed(x, groups).rows
+
+    def mix(self, x: Float32, s: Float32, groups: list[list[int]]) -> tuple[Float32, Float32, Float32]:
+        """Return Q (s x) for x (N, D) and s (N,), and minimum and maximum of each of its rows.
+
+        Raises TrainingStopped as reflect and extremes do.
+        """
+        if type(self) is not Primitives:
+            rows = self.reflect(self.multiply(x, s[:, None]), groups)
+            return rows, *self.extremes(rows)
+        mixed = self._mixed(x, groups, as_float32(s), None, True)
+        least, greatest = _quantize.from_keys(mixed.ends)
+        if not (np.isfinite(least).all() and np.isfinite(greatest).all()):
+            least, greatest = self.extremes(mixed.rows)  # which says where
+        return mixed.rows, least, greatest
+
+    def unmix(self, y: Float32, s: Float32, groups: list[list[int]]) -> Float32:
+        """Return (Q y) / s for y (N, D) and s (N,)."""
+        if type(self) is not Primitives:
+            return self.divide(self.reflect(y, groups), s[:, None])
+        return self._mixed(y, groups, None, as_float32(s)).rows
+
+    def _mixed(
+        self, x: Float32, groups: list[list[int]], factors: Float32 | None = None, divisors: Float32 | None = None,
+        with_ends: bool = False,
+    ) -> _householder.Mixed:  # fmt: skip
+        mixed = _householder.mix(as_float32(x), groups, factors, divisors, with_ends)
+        if not mixed.finite:
             raise TrainingStopped(
                 "reflect: a row holds NaN or infinity, or a sum is beyond float32; the step cannot go on"
             )
-        return result
+        return mixed
 
     def composed_reflect(self, x: Float32, groups: list[list[int]]) -> Float32:
         """Return what `reflect` does, by the other primitives: what it must equal bit for bit."""

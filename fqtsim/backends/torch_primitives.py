@@ -82,6 +82,9 @@ class TorchArrays(Primitives):
     def select(self, keep: Any, values: Any) -> Any:
         return torch.where(keep, values, self.number(0.0))
 
+    def relu_gradient(self, y: Any, dy: Any) -> Any:
+        return self.select(y > 0, dy)
+
     def where(self, condition: Any, x: Any, y: Any) -> Any:
         return torch.where(condition, self.operand(x), y)
 
@@ -129,7 +132,8 @@ class TorchPrimitives(TorchArrays):
     def __init__(self, device: str | torch.device) -> None:
         super().__init__(device)
         self.faults = FaultLog(self.device)
-        self.fused: Any = Fused(self.faults)
+        self.fused_norm: Any = Fused(self.faults)
+        self.fused_update: Any = self.fused_norm
         self._proven = False
 
     def all_finite(self, x: Any) -> bool:
@@ -153,6 +157,9 @@ class TorchPrimitives(TorchArrays):
 
     def maximum(self, x: Any, y: Any) -> Any:
         return torch.maximum(self.operand(x), self.operand(y)) + self.number(0.0)
+
+    def relu(self, x: Any) -> Any:
+        return self.maximum(x, np.float32(0))
 
     def exp(self, x: Any) -> Any:
         return elementary.exp(self.operand(x))
@@ -209,7 +216,7 @@ class TorchPrimitives(TorchArrays):
         if not self._proven:
             self.faults.forget()
             prove(_OnHost(self))
-            if self.fused is not None:
+            if self.fused_norm is not None:
                 prove_fused(self.device)
             self.faults.forget()  # the vectors hold NaN and infinities
             self._proven = True

@@ -23,8 +23,8 @@ BLOCK = 1024
 
 # Adding 1.5 * 2**52 rounds |v| < 2**51 to an integer, ties to even, and leaves it in the low bits: rint and the
 # conversion to int64 in one addition. v = x * 2**k is exact, so a fused multiply-add could not change it.
-_ROUNDER = np.float64(1.5 * 2.0**52)
-_ROUNDER_BITS = int(np.array(_ROUNDER).view(np.int64)[()])
+ROUNDER = np.float64(1.5 * 2.0**52)
+ROUNDER_BITS = int(np.array(ROUNDER).view(np.int64)[()])
 
 
 @njit(nogil=True)
@@ -41,7 +41,7 @@ def _scaled_sum(x: Any, scale: Any) -> Any:
     """Return the int64 sum of rint(x * scale), scale a power of two."""
     total = np.int64(0)
     for i in range(x.size):
-        total += np.float64(np.float64(x[i]) * scale + _ROUNDER).view(np.int64) - _ROUNDER_BITS
+        total += np.float64(np.float64(x[i]) * scale + ROUNDER).view(np.int64) - ROUNDER_BITS
     return total
 
 
@@ -85,7 +85,7 @@ def raise_tops(bits: Any, tops: Any) -> None:
 @njit(nogil=True)
 def add_terms(x: Any, scales: Any, totals: Any) -> None:
     for c in range(x.size):
-        totals[c] += np.float64(np.float64(x[c]) * scales[c] + _ROUNDER).view(np.int64) - _ROUNDER_BITS
+        totals[c] += np.float64(np.float64(x[c]) * scales[c] + ROUNDER).view(np.int64) - ROUNDER_BITS
 
 
 @njit(nogil=True)
@@ -117,6 +117,11 @@ def _sum_columns(x: Any, bits: Any, owner: Any, width: Any, shift: Any, first: A
     for t in range(first, last):
         p, start = t // blocks, t % blocks * width
         _sum_block(x[p], bits[p], owner, start, min(owner.size, start + width), shift, out[p])
+
+
+def shift_of(terms: int) -> int:
+    """Return the bits of a term in a sum of so many terms, whose total then fits int64."""
+    return 40 - max(0, (terms - 1).bit_length() - 22)
 
 
 def _by_rows(x: Any, shift: int) -> Any:
@@ -182,8 +187,7 @@ def exact_sum64(x: npt.NDArray[np.float32], axes: tuple[int, ...]) -> npt.NDArra
     if x.size == 0:
         result = np.zeros(shape, np.float64)
     else:
-        shift = 40 - max(0, (terms - 1).bit_length() - 22)
-        result = _sums(_as_four(np.ascontiguousarray(x.transpose(order)), summed), shift).reshape(shape)
+        result = _sums(_as_four(np.ascontiguousarray(x.transpose(order)), summed), shift_of(terms)).reshape(shape)
     return result.transpose(np.argsort(kept)) if kept else result
 
 

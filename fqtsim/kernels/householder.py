@@ -1,8 +1,9 @@
-"""The reflection of groups of rows, fused (docs/quantizers.md, Q8). The twin of ref/householder.py, `reflect`."""
+"""The mixing of groups of rows, fused (docs/quantizers.md, Q8). The twin of ref/householder.py, `reflect`."""
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -13,17 +14,36 @@ from fqtsim.kernels.threads import parts, run
 Array = np.ndarray[Any, Any]
 
 
+SCRATCH = 1 << 16
+"""Values of a group's rows that are worked on at a time: they stay in the second-level cache over all passes."""
+_LEAST, _GREATEST = np.int32(2147483647), np.int32(-2147483648)
+
+
 @njit(nogil=True)
-def _means(x: Any, bits: Any, rows: Any, start: Any, stop: Any, root: Any, mean: Any) -> Any:
-    """Set mean to the float32 exact sum of the columns start..stop over `rows`, by root; count what is not finite."""
-    width = stop - start
-    tops, scales, totals = np.zeros(width, np.int32), np.empty(width, np.float64), np.zeros(width, np.int64)
-    for r in range(rows.size):
-        raise_tops(bits[rows[r], start:stop], tops)
+def _fetch(x: Any, factor: Any, out: Any) -> None:
+    for c in range(out.size):
+        out[c] = x[c] * factor
+
+
+@njit(nogil=True)
+def _copy(x: Any, out: Any) -> None:
+    for c in range(out.size):
+        out[c] = x[c]
+
+
+@njit(nogil=True)
+def _means(rows: Any, bits: Any, root: Any, work: Any, mean: Any) -> Any:
+    """Set mean (W,) to the float32 exact sum of each column of rows (R * W,), by root; count what is not finite."""
+    width = mean.size
+    tops, scales, totals = work[0][:width], work[1][:width], work[2][:width]
+    tops.fill(0)
+    totals.fill(0)
+    for r in range(0, rows.size, width):
+        raise_tops(bits[r : r + width], tops)
     for c in range(width):
         scales[c] = power(40 - exponent(tops[c]))
-    for r in range(rows.size):
-        add_terms(x[rows[r], start:stop], scales, totals)
+    for r in range(0, rows.size, width):
+        add_terms(rows[r : r + width], scales, totals)
     broken = 0
     for c in range(width):
         total = np.float32(value(tops[c], totals[c], 40))
@@ -33,11 +53,10 @@ def _means(x: Any, bits: Any, rows: Any, start: Any, stop: Any, root: Any, mean:
 
 
 @njit(nogil=True)
-def _spread(x: Any, mean: Any, root: Any, pull: Any, out: Any) -> None:
-    """Set the leader's row to the mean, and pull to what is taken from its followers."""
-    for c in range(x.size):
-        pull[c] = (mean[c] - x[c]) / (root - np.float32(1))
-        out[c] = mean[c]
+def _pull(leader: Any, mean: Any, root: Any, pull: Any) -> None:
+    """Set pull to what is taken from the followers."""
+    for c in range(leader.size):
+        pull[c] = (mean[c] - leader[c]) / (root - np.float32(1))
 
 
 @njit(nogil=True)
@@ -47,31 +66,90 @@ def _follow(x: Any, pull: Any, out: Any) -> None:
 
 
 @njit(nogil=True)
-def _reflect(x: Any, bits: Any, order: Any, starts: Any, roots: Any, first: Any, last: Any, out: Any) -> Any:
-    """Fill blocks first..last of BLOCK columns of groups of two rows or more; count the sums that are not finite."""
-    mean, pull = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+def _divide(x: Any, divisor: Any) -> None:
+    for c in range(x.size):
+        x[c] = x[c] / divisor
+
+
+@njit(nogil=True)
+def _stretch(bits: Any, ends: Any) -> None:
+    """Widen ends, (least, greatest) keys (quantize.extremes), to the int32 views of float32 numbers."""
+    least, greatest = ends[0], ends[1]
+    for i in range(bits.size):
+        key = bits[i] ^ ((bits[i] >> 31) & np.int32(0x7FFFFFFF))
+        least, greatest = min(least, key), max(greatest, key)
+    ends[0], ends[1] = least, greatest
+
+
+@njit(nogil=True)
+def _mix(
+    x: Any, order: Any, starts: Any, roots: Any, factors: Any, divisors: Any, width: int, first: int, last: int,
+    out: Any, ends: Any,
+) -> Any:  # fmt: skip
+    """Fill blocks first..last of `width` columns of all groups; count the sums that are not finite."""
+    # Flat, so that a row is known to be contiguous, without which no loop is vectorised.
+    scratch = np.empty(max(np.diff(starts)) * width, np.float32)
+    bits = scratch.view(np.int32)
+    work = np.empty(width, np.int32), np.empty(width, np.float64), np.empty(width, np.int64)
+    mean, pull = np.empty(width, np.float32), np.empty(width, np.float32)
     broken = 0
     for block in range(first, last):
-        start, stop = block * BLOCK, min(x.shape[1], (block + 1) * BLOCK)
+        start, stop = block * width, min(x.shape[1], (block + 1) * width)
         for g in range(roots.size):
             rows = order[starts[g] : starts[g + 1]]
-            broken += _means(x, bits, rows, start, stop, roots[g], mean)
-            _spread(x[rows[0], start:stop], mean, roots[g], pull, out[rows[0], start:stop])
-            for r in range(1, rows.size):
-                _follow(x[rows[r], start:stop], pull, out[rows[r], start:stop])
+            size = stop - start
+            for r in range(rows.size):
+                if factors.size:
+                    _fetch(x[rows[r], start:stop], factors[rows[r]], scratch[r * size : (r + 1) * size])
+                else:
+                    _copy(x[rows[r], start:stop], scratch[r * size : (r + 1) * size])
+            if rows.size > 1:
+                whole = rows.size * size
+                broken += _means(scratch[:whole], bits[:whole], roots[g], work, mean[:size])
+                _pull(scratch[:size], mean[:size], roots[g], pull[:size])
+                _copy(mean[:size], scratch[:size])
+            for r in range(rows.size):
+                target = out[rows[r], start:stop]
+                if r:
+                    _follow(scratch[r * size : (r + 1) * size], pull, target)
+                else:
+                    _copy(scratch[:size], target)
+                if divisors.size:
+                    _divide(target, divisors[rows[r]])
+                if ends.size:
+                    _stretch(target.view(np.int32), ends[rows[r]])
     return broken
 
 
-def reflect(x: Array, groups: list[list[int]]) -> tuple[Array, bool]:
-    """Return Q x for x (N, D) float32, and whether every sum is finite; groups are at most 2**22 rows each."""
-    x = np.ascontiguousarray(x)
-    mixed = [np.asarray(group) for group in groups if len(group) > 1]
-    if not mixed:
-        return x, True
-    sizes = np.array([len(group) for group in mixed])
-    order, starts = np.concatenate(mixed), np.concatenate([[0], np.cumsum(sizes)])
-    roots, bits, blocks = np.sqrt(sizes.astype(np.float32)), x.view(np.int32), -(-x.shape[1] // BLOCK)
+class Mixed(NamedTuple):
+    """Mixed rows (N, D), whether every sum is finite, and least and greatest of each row as keys (N, 2) on request."""
+
+    rows: Array
+    finite: bool
+    ends: Array
+
+
+def mix(
+    x: Array, groups: list[list[int]], factors: Array | None, divisors: Array | None, with_ends: bool
+) -> Mixed:
+    """Return Q x for x (N, D) float32, rows multiplied by `factors` before, divided by `divisors` after.
+
+    Rows in no group stay as they are; groups are of at most 2**22 rows each.
+    """
+    x, none = np.ascontiguousarray(x), np.empty(0, np.float32)
+    sizes = np.array([len(group) for group in groups])
+    order, starts = np.fromiter(chain.from_iterable(groups), np.int64), np.concatenate([[0], np.cumsum(sizes)])
+    width = min(BLOCK, max(64, SCRATCH // int(sizes.max()) // 16 * 16))
+    roots, blocks = np.sqrt(sizes.astype(np.float32)), -(-x.shape[1] // width)
     out = np.empty_like(x) if len(order) == len(x) else x.copy()
-    ranges = parts(blocks, BLOCK * len(x))
-    broken = run(lambda i, j: _reflect(x, bits, order, starts, roots, i, j, out), ranges)
-    return out, not any(broken)
+    before, after = none if factors is None else factors, none if divisors is None else divisors
+
+    def part(first: int, last: int) -> tuple[int, Array]:
+        ends = np.empty((len(x) if with_ends else 0, 2), np.int32)
+        ends[:] = _LEAST, _GREATEST
+        return _mix(x, order, starts, roots, before, after, width, first, last, out, ends), ends
+
+    parts_ = run(part, parts(blocks, width * len(x)))
+    ends = np.stack([ends for _, ends in parts_])
+    least, greatest = ends[..., 0].min(axis=0), ends[..., 1].max(axis=0)
+    return Mixed(out, not any(broken for broken, _ in parts_), np.stack([least, greatest], 1))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+from numba.extending import intrinsic
 
 from fqtsim.kernels.grid import Grid
 from fqtsim.kernels.random import fill_blocks
@@ -76,6 +77,11 @@ def extremes(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.N
     else:
         pieces = np.array(run(lambda i, j: _extremes(bits[0, i:j]), parts(x.size)), np.int32)
         keys[0] = pieces[:, 0].min(), pieces[:, 1].max()
+    return from_keys(keys)
+
+
+def from_keys(keys: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the float32 numbers, zeros as +0, of least and greatest keys (N, 2): integers in the numbers' order."""
     values = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32) + np.float32(0)
     return values[:, 0], values[:, 1]
 
@@ -125,14 +131,43 @@ def _round_stochastic(y: Any, words: Any, n: Any, q: Any) -> None:
         q[i] = np.int32(np.floor((scaled + (up - 1.0 - np.float64(words[i] >> drop))) * down))
 
 
+def _shift_right(arithmetic: bool) -> Any:
+    """Return shift(x, n) of two integers of one type, in that type: Numba widens `>>` to int64."""
+
+    @intrinsic
+    def shift(_context: Any, x: Any, n: Any) -> Any:
+        def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return (builder.ashr if arithmetic else builder.lshr)(*args)
+
+        return x(x, n), codegen
+
+    return shift
+
+
+_floor_shift, _top_bits = _shift_right(arithmetic=True), _shift_right(arithmetic=False)
+
+
+@njit(nogil=True)
+def _round_stochastic_short(y: Any, words: Any, n: Any, limit: Any, q: Any) -> None:
+    """Round as `_round_stochastic` in int32, quotients brought to -limit..limit with (limit + 1) 2**n < 2**31.
+
+    Products with 2**n and floors of float32 numbers are exact.
+    """
+    up, top, shift, drop = np.float32(2.0**n), np.int32((1 << n) - 1), np.int32(n), np.uint32(32 - n)
+    for i in range(y.size):
+        scaled = np.int32(np.floor(min(max(y[i], -limit), limit) * up))
+        q[i] = _floor_shift(np.int32(scaled + np.int32(top - np.int32(_top_bits(words[i], drop)))), shift)
+
+
 @njit(nogil=True)
 def _store(q: Any, zero_point: Any, low: Any, high: Any, codes: Any) -> Any:
     """Store clamp(q + zero_point) and return how many were clamped."""
+    # int32 throughout: Numba adds two of them in int64, which halves the lanes of every line below.
     clamped = np.int32(0)
     for i in range(q.size):
-        code = q[i] + zero_point
+        code = np.int32(q[i] + zero_point)
         held = min(max(code, low), high)
-        clamped += np.int32(code != held)
+        clamped = np.int32(clamped + np.int32(code != held))
         codes[i] = held
     return clamped
 
@@ -143,17 +178,19 @@ def _count_ties(y: Any) -> Any:
     ties = np.int32(0)
     for i in range(y.size):
         twice = y[i] + y[i]
-        ties += np.int32((twice == np.rint(twice)) & (y[i] != np.rint(y[i])))
+        ties = np.int32(ties + np.int32((twice == np.rint(twice)) & (y[i] != np.rint(y[i]))))
     return ties
 
 
 @njit(nogil=True)
 def _round(y: Any, how: Any, words: Any, bits: Any, q: Any) -> None:
-    kind, nearest, condition = how
+    kind, nearest, condition, limit = how
     if kind == _RINT:
         _round_even(y, q)
     elif kind == _GENERAL:
         _round_general(y, nearest, condition, q)
+    elif limit:
+        _round_stochastic_short(y, words, bits, limit, q)
     else:
         _round_stochastic(y, words, bits, q)
 
@@ -163,7 +200,8 @@ def _quantize(x: Any, grid: Any, how: Any, draw: Any, first: Any, last: Any, cod
     """Fill codes first..last of the flat rows x; return how many were clamped, how many ties. first % 4 == 0.
 
     grid: step, zero point, offset (or empty) of each row, row length, lowest and highest code.
-    how: kind of rounding and its two terms. draw: two halves of the seed, stream, step, bits.
+    how: kind of rounding, its two terms, and to where quotients are brought if int32 holds them (else 0).
+    draw: two halves of the seed, stream, step, bits.
     """
     steps, zero_points, offsets, length, low, high = grid
     key0, key1, stream, index, bits = draw
@@ -194,6 +232,13 @@ def _quantize(x: Any, grid: Any, how: Any, draw: Any, first: Any, last: Any, cod
     return clamps, ties
 
 
+def _limit(grid: Grid, bits: int) -> np.float32:
+    """Return a quotient far outside the grid's codes which int32 holds times 2**bits; 0 where there is none."""
+    limit = (1 << 30 >> bits) - 1
+    # A quotient beyond +-limit then rounds to a code at least as far outside as the nearest one.
+    return np.float32(limit if limit > 4 * (max(-grid.low, grid.high) + 1) else 0)
+
+
 def quantize(
     x: npt.NDArray[np.float32], grid: Grid, rounding: Rounding, draw: Draw, storage: str
 ) -> tuple[npt.NDArray[np.integer[Any]], int, int]:
@@ -207,7 +252,7 @@ def quantize(
     offset = np.empty(0, np.float32) if grid.offset is None else grid.offset
     rows = (grid.step, grid.zero_point, offset, x.shape[1], np.int32(grid.low), np.int32(grid.high))
     kind = {Rounding.STOCHASTIC: _STOCHASTIC, Rounding.TIES_TO_EVEN: _RINT}.get(rounding, _GENERAL)
-    how = (kind, *_UP.get(rounding, (0, _NEVER)))
+    how = (kind, *_UP.get(rounding, (0, _NEVER)), _limit(grid, draw.bits))
     words = (draw.seed & 0xFFFFFFFF, draw.seed >> 32, draw.stream, draw.step, draw.bits)
     ranges = [(4 * i, min(4 * j, x.size)) for i, j in parts(-(-x.size // 4), 4)]
     counts = run(lambda i, j: _quantize(flat, rows, how, words, i, j, codes), ranges)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
@@ -33,8 +33,10 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 def parts(count: int, elements_each: int = 1) -> list[tuple[int, int]]:
     """Return ranges that cover 0..count, at most one a thread, of at least SMALLEST_PART elements unless it is one."""
-    wanted = min(numba.get_num_threads(), count * elements_each // SMALLEST_PART, count)
-    number = max(1, 1 if getattr(_inside, "worker", False) else wanted)
+    wanted = min(count * elements_each // SMALLEST_PART, count)
+    if wanted < 2 or getattr(_inside, "worker", False):  # before asking Numba, which takes microseconds
+        return [(0, count)]
+    number = max(1, min(numba.get_num_threads(), wanted))
     edges = [count * i // number for i in range(number + 1)]
     return list(pairwise(edges))
 
@@ -45,7 +47,16 @@ def run(function: Callable[[int, int], Result], ranges: Sequence[tuple[int, int]
         return [function(*ranges[0])]
 
     def work(part: tuple[int, int]) -> Result:
-        _inside.worker = True  # work started from a worker stays in it: a pool that waits for itself would hang
-        return function(*part)
+        before, _inside.worker = getattr(_inside, "worker", False), True
+        try:  # work started from a worker stays in it: a pool that waits for itself would hang
+            return function(*part)
+        finally:
+            _inside.worker = before
 
-    return list(_pool(os.getpid()).map(work, ranges))
+    # The caller takes the first part: one thread less to wake.
+    others = [_pool(os.getpid()).submit(work, part) for part in ranges[1:]]
+    try:
+        first = work(ranges[0])
+    finally:
+        wait(others)  # no part may go on writing after this has left
+    return [first, *(other.result() for other in others)]

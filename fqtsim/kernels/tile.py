@@ -17,14 +17,14 @@ from numba.extending import intrinsic
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 _WIDE = bool(_FEATURES.get("avx512f", False))
-_VECTOR = 64 if _WIDE else 32  # bytes
+VECTOR = 64 if _WIDE else 32  # bytes
 HAS_DOT = bool(_FEATURES.get("avx512vnni" if _WIDE else "avxvnni", False))
 """Whether one instruction adds two 16-bit products to a 32-bit lane, wrapping or saturating (VPDPWSSD, VPDPWSSDS)."""
 
 
 def lanes(dtype: Any) -> int:
     """Return how many lanes of a NumPy type a vector register has."""
-    return _VECTOR // int(np.dtype(dtype).itemsize)
+    return VECTOR // int(np.dtype(dtype).itemsize)
 
 
 class Tile(NamedTuple):
@@ -37,7 +37,7 @@ class Tile(NamedTuple):
 PLAIN = Tile(8, 3) if _WIDE else Tile(3, 4)
 GROUPED = Tile(3, 4) if _WIDE else Tile(3, 2)
 
-_INT64 = ir.IntType(64)
+INT64 = ir.IntType(64)
 
 
 def _make(element: ir.Type, tile: Tile, *, grouped: bool, mode: str) -> Any:
@@ -59,7 +59,7 @@ def _make(element: ir.Type, tile: Tile, *, grouped: bool, mode: str) -> Any:
         signature = types.void(*[types.int64] * 6, scalar, scalar)
 
         def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            _Emitter(builder, element, tile, grouped, mode).emit(*args)
+            Emitter(builder, element, tile, grouped, mode).emit(*args)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -67,14 +67,14 @@ def _make(element: ir.Type, tile: Tile, *, grouped: bool, mode: str) -> Any:
     return tile_kernel
 
 
-class _Emitter:
-    """Writes the IR of one tile kernel at the builder's position."""
+class Emitter:
+    """Writes the IR of a tile kernel at the builder's position; kernels/correlate_tile.py has one of its own."""
 
     def __init__(self, builder: Any, element: ir.Type, tile: Tile, grouped: bool, mode: str) -> None:
         self.builder, self.element, self.tile, self.grouped, self.mode = builder, element, tile, grouped, mode
         self.is_float = isinstance(element, ir.FloatType)
         self.bytes = 4 if self.is_float else element.width // 8
-        self.lanes = _VECTOR // self.bytes
+        self.lanes = VECTOR // self.bytes
         self.vector = ir.VectorType(element, self.lanes)
 
     def emit(self, acc: Any, stride: Any, a: Any, b: Any, n_k: Any, group: Any, low: Any, high: Any) -> None:
@@ -84,7 +84,7 @@ class _Emitter:
         places = [self.address(acc, stride, r, v) for r, v in cells]
         first = [self.load(place) for place in places]
         body = self.group_step if self.grouped else self.product_step
-        last = self.loop(n_k, first, body, self.group if self.grouped else ir.Constant(_INT64, 1))
+        last = self.loop(n_k, first, body, self.group if self.grouped else ir.Constant(INT64, 1))
         for place, value in zip(places, last, strict=True):
             self.builder.store(value, self.pointer(place), align=self.bytes)
 
@@ -95,7 +95,7 @@ class _Emitter:
         end = self.builder.add(k, self.group)
         end = self.builder.select(self.builder.icmp_signed("<", end, n_k), end, n_k)
         zeros = [ir.Constant(self.vector, [0] * self.lanes)] * len(accs)
-        one = ir.Constant(_INT64, 1)
+        one = ir.Constant(INT64, 1)
         sums = self.loop(end, zeros, lambda i, values, _: self.multiply_add(i, values), one, start=k)
         return [self.limit(self.plus(acc, item)) for acc, item in zip(accs, sums, strict=True)]
 
@@ -106,7 +106,7 @@ class _Emitter:
         inside, done = builder.append_basic_block("inside"), builder.append_basic_block("done")
         builder.branch(head)
         builder.position_at_end(head)
-        index = builder.phi(_INT64)
+        index = builder.phi(INT64)
         values = [builder.phi(self.vector) for _ in first]
         builder.cbranch(builder.icmp_signed("<", index, n), inside, done)
         builder.position_at_end(inside)
@@ -114,7 +114,7 @@ class _Emitter:
         back = builder.block
         following = builder.add(index, step)
         builder.branch(head)
-        index.add_incoming(start if start is not None else ir.Constant(_INT64, 0), entry)
+        index.add_incoming(start if start is not None else ir.Constant(INT64, 0), entry)
         index.add_incoming(following, back)
         for phi, value, new in zip(values, first, advanced, strict=True):
             phi.add_incoming(value, entry)
@@ -124,8 +124,8 @@ class _Emitter:
 
     def multiply_add(self, k: Any, accs: list[Any]) -> list[Any]:
         rows, vectors = self.tile
-        b_place = self.offset(self.b, k, _VECTOR * vectors)
-        b = [self.load(self.constant_offset(b_place, _VECTOR * v)) for v in range(vectors)]
+        b_place = self.offset(self.b, k, VECTOR * vectors)
+        b = [self.load(self.constant_offset(b_place, VECTOR * v)) for v in range(vectors)]
         a_place = self.offset(self.a, k, self.bytes * rows)
         result = []
         for r in range(rows):
@@ -139,7 +139,7 @@ class _Emitter:
             return self.call(f"llvm.fma.v{self.lanes}f32", a, b, acc)
         if self.mode.startswith("dot"):
             word = "vpdpwssd" if self.mode == "dot_wrap" else "vpdpwssds"
-            return self.call(f"llvm.x86.avx512.{word}.{8 * _VECTOR}", acc, b, a)
+            return self.call(f"llvm.x86.avx512.{word}.{8 * VECTOR}", acc, b, a)
         product = self.builder.mul(a, b)
         if self.mode.startswith("saturate"):
             return self.call(f"llvm.sadd.sat.v{self.lanes}i{8 * self.bytes}", acc, product)
@@ -173,21 +173,21 @@ class _Emitter:
         return self.builder.shuffle_vector(one, undefined, mask)
 
     def address(self, acc: Any, stride: Any, row: int, vector: int) -> Any:
-        place = self.offset(acc, ir.Constant(_INT64, row), 0, by=stride)
-        return self.constant_offset(place, _VECTOR * vector)
+        place = self.offset(acc, ir.Constant(INT64, row), 0, by=stride)
+        return self.constant_offset(place, VECTOR * vector)
 
     def offset(self, base: Any, index: Any, size: int, by: Any = None) -> Any:
-        width = by if by is not None else ir.Constant(_INT64, size)
+        width = by if by is not None else ir.Constant(INT64, size)
         return self.builder.add(base, self.builder.mul(index, width))
 
     def constant_offset(self, base: Any, size: int) -> Any:
-        return self.builder.add(base, ir.Constant(_INT64, size)) if size else base
+        return self.builder.add(base, ir.Constant(INT64, size)) if size else base
 
     def pointer(self, place: Any) -> Any:
         return self.builder.inttoptr(place, self.vector.as_pointer())
 
-    def load(self, place: Any) -> Any:
-        return self.builder.load(self.pointer(place), align=self.bytes)
+    def load(self, place: Any, align: int | None = None) -> Any:
+        return self.builder.load(self.pointer(place), align=align or self.bytes)
 
 
 _F32, _I32, _I16 = ir.FloatType(), ir.IntType(32), ir.IntType(16)

@@ -15,7 +15,7 @@ from fqtsim.errors import NO_AUTHORS_STEP, InputError, TrainingStopped
 from fqtsim.kernels.grid import GRIDS, Grid, power_of_two
 from fqtsim.kernels.quantize import Draw
 from fqtsim.quantizers.arrays import checked_float32, from_library
-from fqtsim.quantizers.qtensor import Mixing, QTensor, wrap
+from fqtsim.quantizers.qtensor import Extremes, Mixing, QTensor, wrap
 from fqtsim.words import IntFormat, Rounding
 
 Array = np.ndarray[Any, Any]
@@ -82,9 +82,9 @@ class Quantizer(ABC):
     def _rows(self, x: Array) -> Array:
         """Return x as (rows, D), one grid per row."""
 
-    def _mix(self, rows: Array, primitives: Primitives) -> tuple[Array, Mixing | None]:
-        """Return the rows to quantize, and how to undo what was done to them."""
-        return rows, None
+    def _mix(self, rows: Array, primitives: Primitives) -> tuple[Array, Mixing | None, Extremes | None]:
+        """Return the rows to quantize, how to undo what was done to them, and their extremes where they are known."""
+        return rows, None, None
 
     #: Whether rows are mixed with each other before quantization.
     mixes = False
@@ -125,8 +125,8 @@ class Quantizer(ABC):
         array, restore = from_library(x)
         if checked_float32(array).size == 0:
             raise InputError(f"x: shape {array.shape} has no elements; an empty tensor has no range to quantize")
-        rows, mixing = self._mix(self._rows(np.asarray(array, order="C")), primitives)
-        extremes = primitives.extremes(rows)  # also where the range is fixed: no NaN may pass
+        rows, mixing, known = self._mix(self._rows(np.asarray(array, order="C")), primitives)
+        extremes = known or primitives.extremes(rows)  # also where the range is fixed: no NaN may pass
         if self.scale is Scale.PER_GROUP and mixing is not None:
             extremes = _over_groups(extremes, mixing.groups)
         if self.range is Range.MEAN_OF_ROWS and range is None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fqtsim.backends.primitives import Primitives
 from fqtsim.quantizers.per_sample import PerSampleQuantizer
-from fqtsim.quantizers.qtensor import Mixing
+from fqtsim.quantizers.qtensor import Extremes, Mixing
 
 Array = np.ndarray[Any, Any]
 LARGEST_RATIO = 2.0**24
@@ -94,13 +94,15 @@ class Householder:
     #: Factor of each row, (N,) float32.
     s: Array
 
-    def apply(self, x: Array, primitives: Primitives) -> Array:
-        """Return T x, for x (N, D)."""
-        return primitives.reflect(primitives.multiply(x, self.s[:, None]), self.groups)
+    def apply(self, x: Array, primitives: Primitives) -> tuple[Array, Extremes]:
+        """Return T x, for x (N, D), and the extremes of its rows."""
+        rows, least, greatest = primitives.mix(x, self.s, self.groups)
+        return rows, (least, greatest)
 
     def undo(self, y: Array, primitives: Primitives) -> Array:
         """Return T^-1 y = diag(1/s) Q y, for y (N, D)."""
-        return primitives.divide(primitives.reflect(y, self.groups), self.s[:, None])
+        unmixed: Array = primitives.unmix(y, self.s, self.groups)
+        return unmixed
 
 
 class BlockHouseholderQuantizer(PerSampleQuantizer):
@@ -108,10 +110,11 @@ class BlockHouseholderQuantizer(PerSampleQuantizer):
 
     mixes = True
 
-    def _mix(self, rows: Array, primitives: Primitives) -> tuple[Array, Mixing | None]:
+    def _mix(self, rows: Array, primitives: Primitives) -> tuple[Array, Mixing | None, Extremes | None]:
         least, greatest = primitives.extremes(rows)
         ranges = greatest.astype(np.float64) - least.astype(np.float64)
         groups = group_rows(integer_ranges(ranges))
         s = scales(groups, ranges, np.maximum(greatest, -least), primitives)
         mixing = Householder(groups, s)
-        return mixing.apply(rows, primitives), mixing
+        mixed, extremes = mixing.apply(rows, primitives)
+        return mixed, mixing, extremes

@@ -16,6 +16,10 @@ from fqtsim.words import IntFormat
 Array = np.ndarray[Any, Any]
 
 
+Extremes = tuple[Array, Array]
+"""Minimum and maximum of each row, float32 (N,)."""
+
+
 class Mixing(Protocol):
     """An invertible linear map over dimension 0 that was applied before quantization."""
 

@@ -16,12 +16,12 @@ WORDS = 2.0**32
 
 def relu(x: Array, p: Primitives) -> Array:
     """Return max(x, 0), never -0."""
-    return p.maximum(x, ZERO)
+    return p.relu(x)
 
 
 def relu_gradient(y: Array, dy: Array, p: Primitives = DEFAULT_PRIMITIVES) -> Array:
     """Return dy where the output y of relu is positive, else 0."""
-    return p.select(y > 0, dy)
+    return p.relu_gradient(y, dy)
 
 
 def relu6(x: Array, p: Primitives) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fqtsim.backends.primitives import Primitives
 from fqtsim.errors import InputError
-from fqtsim.train import lowering
+from fqtsim.train import direct, lowering
 from fqtsim.train.gemm import Gemm, Matrices, Matrix
 from fqtsim.train.geometry import Pair, Window
 from fqtsim.train.operands import Array, Operand
@@ -105,6 +105,12 @@ def conv_fprop(x: Operand, w: Operand, window: Window, groups: int, gemm: Gemm) 
     """Return the convolution of x (N, CI, H, W) with w (CO, CI / groups, KH, KW): float32 (N, CO, OH, OW)."""
     samples, channels, height, width = x.codes.shape
     oh, ow = window.positions((height, width))
+    if groups == 1:
+        found = direct.fprop(
+            x, w, window, gemm, lambda: (lowering.fprop_rows(x, window), lowering.fprop_weight(w.codes))
+        )
+        if found is not None:
+            return found
     met = lowering.fprop_met((height, width), window, channels // groups)
     inputs, outputs = channels // groups, w.codes.shape[0] // groups
     each = samples * oh * ow * w.codes[0].size * x.codes.itemsize
@@ -129,6 +135,14 @@ def conv_dgrad(dh: Operand, w: Operand, window: Window, groups: int, size: Pair,
     """Return the gradient of an input of `size` from dh (N, CO, OH, OW): float32 (N, CI, H, W)."""
     samples = dh.codes.shape[0]
     inputs, outputs = w.codes.shape[1], w.codes.shape[0] // groups
+    columns = _whole(w, gemm, "weight")
+    if groups == 1:
+        found = direct.dgrad(
+            dh, w, window, size, gemm,
+            lambda: (lowering.dgrad_rows(dh, window, size), lowering.dgrad_weight(w.codes)),
+        )  # fmt: skip
+        if found is not None:
+            return found
     met = lowering.dgrad_met((dh.codes.shape[2], dh.codes.shape[3]), window, size, outputs)
     each = samples * size[0] * size[1] * window.kernel[0] * window.kernel[1] * outputs * dh.codes.itemsize
     parts = []
@@ -137,9 +151,9 @@ def conv_dgrad(dh: Operand, w: Operand, window: Window, groups: int, size: Pair,
         dhs = _as_samples(dh.channels(1, first * outputs, last * outputs), count)
         rows = lowering.dgrad_rows(dhs, window, size).reshape(count, samples * size[0] * size[1], -1)
         ws = w.channels(0, first * outputs, last * outputs)
-        columns = np.ascontiguousarray(_grouped_weight(ws, count).transpose(0, 3, 4, 1, 2)).reshape(count, -1, inputs)
+        codes = np.ascontiguousarray(_grouped_weight(ws, count).transpose(0, 3, 4, 1, 2)).reshape(count, -1, inputs)
         a = _in_groups(rows, *_per_row(dh, size[0] * size[1]))
-        parts += gemm.groups(a, _in_groups(columns, *_whole(w, gemm, "weight")), samples, met)
+        parts += gemm.groups(a, _in_groups(codes, *columns), samples, met)
     return _joined([part.reshape(samples, inputs, *size) for part in parts], axis=1)
 
 
@@ -148,6 +162,14 @@ def conv_wgrad(x: Operand, dh: Operand, window: Window, groups: int, gemm: Gemm)
     samples, channels = x.codes.shape[:2]
     inputs, outputs = channels // groups, dh.codes.shape[1] // groups
     positions = dh.codes.shape[2] * dh.codes.shape[3]
+    row_scale = _whole(x, gemm, "activation")
+    _whole(dh, gemm, "output gradient")
+    if groups == 1:
+        found = direct.wgrad(
+            x, dh, window, gemm, lambda: (lowering.wgrad_rows(x, window), lowering.wgrad_columns(dh.codes))
+        )
+        if found is not None:
+            return found
     met = lowering.wgrad_met((x.codes.shape[2], x.codes.shape[3]), window, samples)
     each = samples * positions * window.kernel[0] * window.kernel[1] * inputs * x.codes.itemsize
     parts = []
@@ -160,7 +182,7 @@ def conv_wgrad(x: Operand, dh: Operand, window: Window, groups: int, gemm: Gemm)
         columns = lowering.wgrad_columns(_as_samples(gradient, count).codes).reshape(
             count, samples * positions, outputs
         )
-        a = _in_groups(np.ascontiguousarray(rows.transpose(1, 0, 2)), *_whole(x, gemm, "activation"))
+        a = _in_groups(np.ascontiguousarray(rows.transpose(1, 0, 2)), *row_scale)
         scales = [_whole(own, gemm, "output gradient") for own in owns]
         b = Matrices(columns, [Matrix(codes, *scale) for codes, scale in zip(columns, scales, strict=True)])
         for out in gemm.groups(a, b, met=met):

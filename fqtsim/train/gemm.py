@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from fqtsim.backends.base import GemmResult
+from fqtsim.backends.direct import Gradient, Images
 from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import epilogue
@@ -16,6 +18,9 @@ from fqtsim.train.operands import Array
 from fqtsim.train.run import Run
 
 INT64_BITS = 63
+
+Shape = tuple[int, int, int]
+"""M, N and K."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,57 @@ class Gemm:
             products.append(self._finish(left, right, result, rows, met, sides))
         return products
 
+    def convolve(self, job: Images, matrices: Callable[[], tuple[Array, Array]]) -> Array | None:
+        """Return what calling this on the matrices of a convolution would, (N, CO, OH, OW) in float32.
+
+        None where the backend has no way without matrices. `matrices` makes the codes of both, for observers.
+        """
+        if self.run.trace:
+            return None
+        out = np.empty((len(job.codes), len(job.weight), *job.walk.outputs), np.float32)
+        result = self.run.backend.convolve(job, self.datapath, out, bool(self.run.observers))
+        if result is None:
+            return None
+        check_width(self, self._largest(result), job.terms)
+        self._tell((out[:, 0].size, out.shape[1], job.terms), result, matrices)
+        return out
+
+    def correlate(
+        self, job: Gradient, sides: tuple[Matrix, Matrix], matrices: Callable[[], tuple[Array, Array]]
+    ) -> Array | None:
+        """Return what calling this on the matrices of wgrad would, (CO, KH * KW * CI) in float32, or None as above.
+
+        sides: steps and zero points of both matrices, without codes.
+        """
+        found = None if self.run.trace else self.run.backend.correlate(job, self.datapath)
+        if found is None:
+            return None
+        result, row_sums, column_sums = found
+        m, n = result.codes.shape
+        self._tell((m, n, job.terms), result, matrices)
+        check_width(self, self._largest(result), job.terms)
+        row, column = np.zeros((2, m), np.int64), np.zeros((2, n), np.int64)
+        row[0], column[0], row[1], column[1] = sides[0].zero_point, sides[1].zero_point, row_sums, column_sums
+        out = np.empty((1, n, m), np.float32)
+        steps = _steps(sides[0].step, m), _steps(sides[1].step, n)
+        epilogue.finish(result.codes, self.datapath.dropped_bits, job.terms, row, column, steps, out)
+        return out[0]
+
+    def _tell(self, shape: Shape, result: GemmResult, matrices: Callable[[], tuple[Array, Array]]) -> None:
+        self.run.note(self.layer, self.name, shape, result)
+        if self.run.observers:
+            a, b = matrices()
+            for observe in self.run.observers:
+                observe(self.layer, self.name, a, b, self.datapath, None, result)
+
     def _publish(self, a: Matrix, b: Matrix, result: GemmResult) -> None:
-        (m, k), n = a.codes.shape, b.codes.shape[1]
-        self.run.note(self.layer, self.name, (m, n, k), result)
-        for observe in self.run.observers:
-            observe(self.layer, self.name, a.codes, b.codes, self.datapath, None, result)
+        shape = (a.codes.shape[0], b.codes.shape[1], a.codes.shape[1])
+        self._tell(shape, result, lambda: (a.codes, b.codes))
+
+    def _largest(self, result: GemmResult) -> int:
+        """Return the largest magnitude that a code of a result can have."""
+        register = self.datapath.accumulator.register_format
+        return max(-result.minimum, result.maximum) if register is None else 1 << register.bits
 
     def _finish(
         self, a: Matrix, b: Matrix, result: GemmResult, rows: int, met: Met | None, sides: _Sides | None = None
@@ -102,8 +153,7 @@ class Gemm:
         if sides.a_shifted:
             column[1] = b.codes.sum(axis=0, dtype=np.int64)
         dropped = self.datapath.dropped_bits
-        register = self.datapath.accumulator.register_format
-        check_width(self, max(-result.minimum, result.maximum) if register is None else 1 << register.bits, k)
+        check_width(self, self._largest(result), k)
         out = np.empty((rows, n, m // rows), np.float32)
         steps = sides.a_steps, sides.b_steps
         if a.offset is None and b.offset is None:

@@ -42,9 +42,10 @@ def terms(x: Array) -> int:
 
 def batch_statistics(x: Array, p: Primitives) -> tuple[Array, Array, Array]:
     """Return mean, biased variance and unbiased variance of each channel of x (N, C, ...), float32."""
-    if p.fused is not None:
-        found: tuple[Array, Array, Array] = p.fused.batch_statistics(x)
-        return found
+    found = None if p.fused_norm is None else p.fused_norm.batch_statistics(x)
+    if found is not None:
+        statistics: tuple[Array, Array, Array] = found
+        return statistics
     axes = channel_axes(x)
     count = terms(x)
     mean = p.divide(p.exact_sum(x, axes), np.float32(count))
@@ -57,8 +58,8 @@ def batch_norm(
     x: Array, mean: Array, var: Array, affine: tuple[Array, Array] | None, eps: float, from_batch: bool, p: Primitives
 ) -> tuple[Array, Any]:
     """Return xhat * gamma + beta with xhat = (x - mean) * (1 / sqrt(var + eps)), and what backward needs."""
-    if p.fused is not None:
-        fused: tuple[Array, Any] = p.fused.batch_norm(x, mean, var, affine, eps, from_batch)
+    if p.fused_norm is not None:
+        fused: tuple[Array, Any] = p.fused_norm.batch_norm(x, mean, var, affine, eps, from_batch)
         return fused
     inv = p.divide(ONE, p.sqrt(p.add(var, np.float32(eps))))
     xhat = p.multiply(p.subtract(x, per_channel(mean, x)), per_channel(inv, x))
@@ -75,9 +76,12 @@ def batch_norm_gradients(dy: Array, saved: Any, p: Primitives) -> tuple[Array, A
     dx = (gamma * inv) * ((dy - sum(dy) / n) - xhat * (sum(dy * xhat) / n)), and (gamma * inv) * dy where the statistics
     did not come from the batch.
     """
-    if p.fused is not None:
-        found: tuple[Array, Array, Array] = p.fused.batch_norm_gradients(dy, saved)
-        return found
+    if p.fused_norm is not None:
+        found: tuple[Array, Array, Array] | None = p.fused_norm.batch_norm_gradients(dy, saved)
+        if found is not None:
+            return found
+        xhat = p.multiply(p.subtract(saved.x, per_channel(saved.mean, dy)), per_channel(saved.inv, dy))
+        saved = Normalized(xhat, saved.inv, saved.gamma, saved.from_batch)
     axes = channel_axes(dy)
     dgamma = p.exact_sum(p.multiply(dy, saved.xhat), axes)
     dbeta = p.exact_sum(dy, axes)

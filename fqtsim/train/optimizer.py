@@ -58,7 +58,7 @@ class Sgd:
         self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], lr: np.float32, p: Primitives
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return new parameters and new momentum, changing nothing. Raises TrainingStopped for NaN or infinity."""
-        if p.fused is not None:
+        if p.fused_update is not None:
             return self._fused(parameters, gradients, lr, p)
         new, momentum = {}, {name: p.array(v) for name, v in self.momentum.items()}
         mu, decay = np.float32(self.settings.momentum), np.float32(self.settings.weight_decay)
@@ -86,7 +86,7 @@ class Sgd:
         for name, gradient in gradients.items():
             p.faults.enter(f"{before}the gradient of {name}, or the new {name}")
             own = np.float32(0) if name in self.exempt else decay
-            new[name], v = p.fused.sgd(
+            new[name], v = p.fused_update.sgd(
                 parameters[name], gradient, momentum.get(name), rate, mu, own, self.settings.nesterov
             )
             if v is not None:

@@ -37,9 +37,10 @@ class Record:
     def add(self, shape: tuple[int, int, int], result: GemmResult) -> None:
         """Count one more GEMM; m, n and k are those of the latest."""
         self.m, self.n, self.k = shape
-        if not result.codes.size:
+        outputs = self.m * self.n
+        if not outputs:
             return
-        self.outputs += result.codes.size
+        self.outputs += outputs
         self.events = self.events + result.events
         self.minimum = result.minimum if self.minimum is None else min(self.minimum, result.minimum)
         self.maximum = result.maximum if self.maximum is None else max(self.maximum, result.maximum)

@@ -1,0 +1,56 @@
+"""Fused forms of batch norm on the CPU, equal to the sequences of fqtsim/train/norm.py bit for bit (S5.11)."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fqtsim.kernels import norm
+
+Float32 = npt.NDArray[np.float32]
+
+
+class Saved(NamedTuple):
+    """What the backward pass of batch norm needs."""
+
+    x: Float32
+    mean: Float32
+    inv: Float32
+    gamma: Float32 | None
+    #: Whether mean and variance came from this batch, and so depend on x.
+    from_batch: bool
+
+
+class FusedNorm:
+    """Batch norm in one kernel a pass. A method returns None where a number is not finite: the sequence says which."""
+
+    def batch_statistics(self, x: Float32) -> tuple[Float32, Float32, Float32] | None:
+        """Return mean, biased and unbiased variance of each channel."""
+        mean, squares = norm.statistics(x)
+        count = x.size // x.shape[1]
+        if not (np.isfinite(mean).all() and np.isfinite(squares).all()):
+            return None
+        with np.errstate(all="ignore"):  # of one value a channel
+            return mean, squares / np.float32(count), squares / np.float32(count - 1)
+
+    def batch_norm(
+        self, x: Float32, mean: Float32, var: Float32, affine: tuple[Float32, Float32] | None, eps: float,
+        from_batch: bool,
+    ) -> tuple[Float32, Saved]:  # fmt: skip
+        """Return the output and what the backward pass needs."""
+        with np.errstate(all="ignore"):
+            inv = np.float32(1) / np.sqrt(var + np.float32(eps))
+        gamma = None if affine is None else affine[0]
+        return norm.normalize(x, mean, inv, affine), Saved(x, mean, inv, gamma, from_batch)
+
+    def batch_norm_gradients(self, dy: Float32, saved: Saved) -> tuple[Float32, Float32, Float32] | None:
+        """Return dx, dgamma and dbeta."""
+        with np.errstate(all="ignore"):
+            scale = saved.inv if saved.gamma is None else saved.gamma * saved.inv
+        found = norm.gradients(dy, saved.x, saved.mean, saved.inv, scale, saved.from_batch)
+        return found if all(np.isfinite(one).all() for one in found[1:]) else None
+
+
+FUSED_NORM: Any = FusedNorm()

@@ -1,0 +1,275 @@
+"""Convolutions straight from padded planes: equal to the GEMM on patches bit for bit, and only where that is proven."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mac import chain, datapath
+
+from fqtsim.backends import direct, get_backend
+from fqtsim.backends.base import GemmResult
+from fqtsim.backends.emulator import Emulator
+from fqtsim.hw.spec import Datapath
+from fqtsim.kernels import threads
+from fqtsim.kernels import tile as tiles
+from fqtsim.train import functional
+from fqtsim.train.gemm import Gemm
+from fqtsim.train.geometry import Window
+from fqtsim.train.operands import Operand
+from fqtsim.train.run import Run
+
+pytestmark = pytest.mark.skipif(not tiles.HAS_DOT, reason="this CPU has no VPDPBUSD, so nothing is direct")
+PATHS = {
+    "int32 wraps": "int32 wrap",
+    "int32 saturates": "int32 saturate",
+    "sums of 4, int24": "terms 4 exact, int24 saturate",
+    "exact": "exact",
+    "int12 saturates": "int12 saturate",
+    "int20 wraps": "int20 wrap",
+}
+
+
+def path(name: str, a: str = "uint8", zero_point: str = "after_accumulate") -> Datapath:
+    return datapath(*chain(PATHS.get(name, name)), a=a, b="int8", zero_point=zero_point)
+
+
+def operand(rng: np.random.Generator, shape: tuple[int, ...], kind: Any, steps: int | None, largest: int) -> Operand:
+    """Random codes up to `largest`, half of them at the ends; so many steps and zero points, None: one of each."""
+    ends = np.iinfo(kind)
+    low, high = max(ends.min, -largest), min(ends.max, largest - 1)
+    codes = np.where(rng.random(shape) < 0.5, rng.integers(low, high + 1, shape), rng.choice([low, high], shape))
+    count = () if steps is None else (steps,)
+    scale = rng.random(count).astype(np.float32) + np.float32(0.1)
+    return Operand(codes.astype(kind), np.asarray(scale), np.asarray(rng.integers(low, high + 1, count), np.int64))
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> tuple[Window, tuple[int, int]]:
+    """Windows that fit an image, of any stride, padding and dilation."""
+    axes = []
+    for _ in range(2):
+        kernel, dilation = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        before, after = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+        span = dilation * (kernel - 1) + 1
+        size = draw(st.integers(max(1, span - before - after), span + 14))
+        axes.append((kernel, draw(st.integers(1, 4)), before, after, dilation, size))
+    kernel, stride, before, after, dilation, size = zip(*axes, strict=True)
+    return Window(kernel, stride, before, after, dilation), size
+
+
+def events(name: str, run: Run) -> dict[str, Any]:
+    return run.records[("layer", name)].row("layer", name)
+
+
+Call = Callable[[Gemm], Any]
+
+
+def outcome(call: Call, name: str, chosen: Datapath, backend: Any, observe: bool) -> tuple[Any, ...]:
+    """Return output bits, the report, and each GEMM as observers see it."""
+    seen: list[Any] = []
+    run = Run(backend, 0)
+    if observe:
+        run.observers.append(lambda layer, gemm, a, b, p, c, result: seen.append((a, b, result)))
+    out = call(Gemm("layer", name, chosen, run))
+    return out.view(np.int32).tolist(), out.shape, events(name, run), seen
+
+
+class Matrices(Emulator):
+    """The emulator on matrices of patches."""
+
+    def convolve(self, *_: Any) -> None:
+        return None
+
+    def correlate(self, *_: Any) -> None:
+        return None
+
+
+class Counting(Emulator):
+    """Counts what went directly."""
+
+    def __init__(self) -> None:
+        self.direct = self.asked = 0
+
+    def convolve(self, *args: Any) -> GemmResult | None:
+        return self._counted(super().convolve(*args))
+
+    def correlate(self, *args: Any) -> Any:
+        return self._counted(super().correlate(*args))
+
+    def _counted(self, found: Any) -> Any:
+        self.asked += 1
+        self.direct += found is not None
+        return found
+
+
+def calls(
+    rng: np.random.Generator, window: Window, size: tuple[int, int], channels: tuple[int, int], kind: Any, largest: int
+) -> Iterator[tuple[str, Call]]:
+    """Yield the three GEMMs of a convolution on random operands."""
+    inputs, outputs = channels
+    x = operand(rng, (3, inputs, *size), kind, 3, largest)
+    whole = operand(rng, (3, inputs, *size), kind, None, largest)
+    w = operand(rng, (outputs, inputs, *window.kernel), np.int8, None, largest)
+    per_channel = operand(rng, (outputs, inputs, *window.kernel), np.int8, outputs, largest)
+    dh = operand(rng, (3, outputs, *window.positions(size)), np.int8, 3, largest)
+    one = operand(rng, dh.codes.shape, np.int8, None, largest)
+    yield "fprop", lambda gemm: functional.conv_fprop(x, w, window, 1, gemm)
+    yield "fprop", lambda gemm: functional.conv_fprop(x, per_channel, window, 1, gemm)
+    yield "dgrad", lambda gemm: functional.conv_dgrad(dh, w, window, 1, size, gemm)
+    yield "wgrad", lambda gemm: functional.conv_wgrad(whole, one, window, 1, gemm)
+
+
+@given(
+    geometries(), st.tuples(st.integers(1, 21), st.integers(1, 70)), st.sampled_from([np.int8, np.uint8]),
+    st.sampled_from(list(PATHS)), st.sampled_from([2, 12, 128, 256]), st.booleans(), st.integers(0, 2**32),
+)  # fmt: skip
+def test_any_convolution(
+    geometry: tuple[Window, tuple[int, int]], channels: tuple[int, int], kind: Any, name: str, largest: int,
+    observe: bool, seed: int,
+) -> None:  # fmt: skip
+    for gemm, call in calls(np.random.default_rng(seed), *geometry, channels, kind, largest):
+        a = "int8" if gemm == "dgrad" else np.dtype(kind).name
+        chosen = path(name, a)
+        ours = outcome(call, gemm, chosen, get_backend("emulator"), observe)
+        theirs = outcome(call, gemm, chosen, Matrices(), observe)
+        assert ours[:3] == theirs[:3]
+        for (a1, b1, r1), (a2, b2, r2) in zip(ours[3], theirs[3], strict=True):
+            assert np.array_equal(a1, a2)
+            assert np.array_equal(b1, b2)
+            assert r1.codes.dtype == r2.codes.dtype
+            assert np.array_equal(r1.codes, r2.codes)
+            assert replace(r1, codes=None) == replace(r2, codes=None)  # type: ignore[arg-type]
+
+
+GEOMETRIES = [
+    (Window((3, 3), (1, 1), (1, 1), (1, 1)), (6, 7)),
+    (Window((1, 1), (2, 2), (0, 0), (0, 0)), (5, 6)),  # no place past the end of a row
+    (Window((2, 2), (3, 3), (0, 0), (0, 0)), (8, 8)),
+    (Window((7, 7), (2, 2), (3, 3), (3, 3)), (19, 18)),
+    (Window((3, 2), (2, 3), (4, 0), (0, 5), (2, 1)), (8, 9)),  # taps that meet nothing of the image
+    (Window((1, 3), (1, 1), (0, 2), (0, 2)), (1, 1)),
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=lambda g: f"{g[0].kernel}-{g[0].stride}-{g[1]}")
+@pytest.mark.parametrize("channels", [(1, 1), (3, 16), (4, 17), (5, 40), (16, 65)])
+def test_named_convolutions_against_every_addition(geometry: Any, channels: tuple[int, int]) -> None:
+    rng = np.random.default_rng(channels[0])
+    for gemm, call in calls(rng, *geometry, channels, np.uint8, 256):
+        chosen = path("int32 wraps", "int8" if gemm == "dgrad" else "uint8")
+        counting = Counting()
+        ours = outcome(call, gemm, chosen, counting, False)
+        assert counting.direct == 1
+        assert ours == outcome(call, gemm, chosen, get_backend("stepwise"), False)
+
+
+def test_parts_of_samples_and_sums_that_int32_holds_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    window, size = GEOMETRIES[0]
+    rng = np.random.default_rng(4)
+    expected = [outcome(call, gemm, path("int32 wraps", "int8" if gemm == "dgrad" else "uint8"), Matrices(), True)
+                for gemm, call in calls(rng, window, size, (5, 9), np.uint8, 256)]  # fmt: skip
+    monkeypatch.setattr(threads, "SMALLEST_PART", 16)
+    monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 3)
+    # Room for the sums of one sample, at first of one sample and a part of another.
+    for limit in (42 << 15, (42 << 16) - 1):
+        monkeypatch.setattr(direct, "INT32", limit + 1)
+        rng = np.random.default_rng(4)
+        for (gemm, call), theirs in zip(calls(rng, window, size, (5, 9), np.uint8, 256), expected, strict=True):
+            ours = outcome(call, gemm, path("int32 wraps", "int8" if gemm == "dgrad" else "uint8"), Counting(), True)
+            assert ours[:3] == theirs[:3]
+
+
+def _line(codes: list[int]) -> Operand:
+    return Operand(np.array(codes, np.uint8).reshape(1, -1, 1, 1), np.asarray(np.float32(1)), np.zeros((), np.int64))
+
+
+def _weights(codes: list[int]) -> Operand:
+    return Operand(np.array(codes, np.int8).reshape(1, -1, 1, 1), np.asarray(np.float32(1)), np.zeros((), np.int64))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "is_direct"),
+    [
+        # int12 holds -2048..2047. The bound is max |a| times the sum of |b|, here what the sum comes to.
+        ([127, 127, 127, 127], [4, 4, 4, 4], True),  # 2032
+        ([31, 31, 31, 31], [66, 0, 0, 0], True),  # 2046: below the rail
+        ([23, 23, 23, 23], [89, 0, 0, 0], False),  # 2047: at the rail, which is counted
+        ([32, 32, 32, 32], [64, 0, 0, 0], False),  # 2048: beyond it
+        ([32, 32, 32, 32], [-64, 0, 0, 0], False),  # -2048: the lower rail
+        ([255, 255, 255, 255], [8, 8, -8, -8], False),  # passes the rail and comes back
+        ([255, 255, 1, 1], [-8, 8, 8, 8], False),  # might in another order
+    ],
+)
+def test_the_bound_is_where_the_proof_puts_it(a: list[int], b: list[int], is_direct: bool) -> None:
+    window = Window((1, 1), (1, 1), (0, 0), (0, 0))
+    counting = Counting()
+    chosen = path("int12 saturates")
+    results = [
+        outcome(lambda gemm: functional.conv_fprop(_line(a), _weights(b), window, 1, gemm), "fprop", chosen, one, False)
+        for one in (counting, get_backend("stepwise"), get_backend("reference"))
+    ]
+    assert results[0] == results[1] == results[2]
+    assert counting.direct == is_direct
+
+
+def test_a_code_of_zero_outside_the_image_counts_too() -> None:
+    """Padding carries the zero point, which may be larger than any code of the image."""
+    x = Operand(np.ones((1, 1, 3, 3), np.uint8), np.asarray(np.float32(1)), np.asarray(255, np.int64))
+    w = Operand(np.full((1, 1, 3, 3), 2, np.int8), np.asarray(np.float32(1)), np.zeros((), np.int64))
+    window, chosen = Window((3, 3), (1, 1), (1, 1), (1, 1)), path("int12 saturates")
+    counting = Counting()
+    ours, theirs = (
+        outcome(lambda gemm: functional.conv_fprop(x, w, window, 1, gemm), "fprop", chosen, one, False)
+        for one in (counting, get_backend("reference"))
+    )
+    assert ours == theirs
+    assert ours[2]["altered"] > 0
+    assert counting.direct == 0
+
+
+def test_a_backend_with_a_gemm_of_its_own_is_not_passed_by() -> None:
+    class AddsOne(Emulator):
+        def gemm(self, a: Any, b: Any, datapath: Datapath, c: Any = None, trace: bool = False) -> GemmResult:
+            result = super().gemm(a, b, datapath, c, trace)
+            return replace(result, codes=result.codes + 1)
+
+    window, size = GEOMETRIES[0]
+    for gemm, call in calls(np.random.default_rng(1), window, size, (2, 3), np.uint8, 256):
+        chosen = path("int32 wraps", "int8" if gemm == "dgrad" else "uint8")
+        assert outcome(call, gemm, chosen, AddsOne(), False)[0] != outcome(call, gemm, chosen, Emulator(), False)[0]
+
+
+def test_what_does_not_qualify_goes_to_matrices() -> None:
+    window, size = GEOMETRIES[0]
+    nine_bits = path("int32 wraps", "uint8", "before_multiply")
+    dropping = datapath(*chain("drop 2 to_odd int32 wrap"), a="uint8", b="int8", zero_point="after_accumulate")
+    for kind, chosen in ((np.int16, nine_bits), (np.uint8, dropping)):
+        counting = Counting()
+        for gemm, call in calls(np.random.default_rng(1), window, size, (2, 3), kind, 100):
+            if gemm != "dgrad":
+                outcome(call, gemm, chosen, counting, False)
+        assert (counting.direct, counting.asked) == (0, 3)
+
+
+def test_a_trace_needs_matrices() -> None:
+    window, size = GEOMETRIES[0]
+    counting = Counting()
+    run = Run(counting, 0, trace=True)
+    _, call = next(calls(np.random.default_rng(1), window, size, (2, 3), np.uint8, 256))
+    call(Gemm("layer", "fprop", path("int32 wraps"), run))
+    assert counting.asked == 0
+    assert "bits_needed_partial" in events("fprop", run)
+
+
+def test_the_proof_at_first_use_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = direct._patches
+    monkeypatch.setattr(direct, "_patches", lambda *args: honest(*args) + 1)
+    for proof in (direct.prove_images.__wrapped__, lambda: direct.prove_gradient.__wrapped__(1)):
+        with pytest.raises(Exception, match="direct convolutions differ from plain sums on this CPU"):
+            proof()
