@@ -41,7 +41,8 @@ def like(codes: Array, model: Any) -> Any:
 
 def checked_codes(codes: Array, form: IntFormat, name: str) -> Array:
     """Return codes in the format's storage type. Raises InputError naming the first code outside the format."""
-    if codes.size:
+    ends = np.iinfo(codes.dtype) if codes.dtype.kind in "iu" else None
+    if codes.size and (ends is None or ends.min < form.minimum or ends.max > form.maximum):
         low, high = int(codes.min()), int(codes.max())
         if low < form.minimum or high > form.maximum:
             outside = np.argwhere((codes < form.minimum) | (codes > form.maximum))[0]
@@ -73,7 +74,7 @@ def checked_start(c: Any, datapath: Datapath, shape: tuple[int, int]) -> Array |
         return None
     start = to_numpy(c, "c")
     try:
-        start = np.broadcast_to(start, shape)
+        np.broadcast_to(start, shape)
     except ValueError:
         raise InputError(f"c.shape = {start.shape}: must broadcast to {shape}; reshape it") from None
     accumulator = datapath.accumulator
@@ -81,4 +82,4 @@ def checked_start(c: Any, datapath: Datapath, shape: tuple[int, int]) -> Array |
     low, high = register.rails(accumulator.overflow)
     if start.size and (int(start.min()) < low or int(start.max()) > high):
         raise InputError(f"c: must lie in the accumulator, {low}..{high}; it holds {start.min()}..{start.max()}")
-    return start.astype(np.int64)
+    return np.broadcast_to(start.astype(np.int64), shape)

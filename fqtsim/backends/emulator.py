@@ -1,9 +1,11 @@
 """The default backend: proven shortcuts where the result cannot depend on the order of additions, stepwise elsewhere.
 
-Three proofs, cheapest first (do not emulate what cannot differ):
+Four proofs, cheapest first (do not emulate what cannot differ):
 1. No operands in the range of these can push any register out of its format: the code is U.
 2. A wrapping accumulator that nothing narrower feeds: the code is U modulo 2**bits.
-3. Cauchy-Schwarz, per output: |sum over any subset, in any order| <= |a_i| |b_j|. Where that fits every register the
+3. |sum over any subset, in any order| <= max |a| times the sum of |b_j|: where that fits every register for every column
+   the code is U.
+4. Cauchy-Schwarz, per output: |sum over any subset, in any order| <= |a_i| |b_j|. Where that fits every register the
    code is U; the outputs that remain are computed stepwise, as a block of their rows and columns.
 Events come out the same, since they are counted from codes and U.
 """
@@ -16,11 +18,12 @@ import numpy as np
 
 from fqtsim.backends import direct, grouped, int8
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
-from fqtsim.backends.exact import exact_product, unlimited_dtype, unlimited_result, wrap_codes
+from fqtsim.backends.exact import exact_product, operand_range, unlimited_dtype, unlimited_result, wrap_codes
 from fqtsim.backends.stepwise import (
     finish,
     finish_groups,
     prepare,
+    prepare_for_formats,
     start_values,
     stepwise_codes,
     untouched,
@@ -48,7 +51,9 @@ class Emulator(Backend):
         start = start_values(c, a.shape[0], b.shape[1])
         if not (a.shape[0] and a.shape[1] and b.shape[1]):
             return untouched(a, b, datapath, start, trace)
-        lowered = prepare(a, b, datapath, start)
+        lowered = prepare_for_formats(a, b, datapath, start)
+        if lowered is None or not (lowered.never_overflows or lowered.order_free_wrap):
+            lowered = prepare(a, b, datapath, start)
         block = unproven_block(a, b, lowered, start)
         # Before the product: torch's threads go on spinning for a while after it, on the cores that this needs.
         codes = stepwise_codes(a, b, lowered, start) if block.is_most else None
@@ -117,7 +122,23 @@ def unproven_block(a: Array, b: Array, lowered: Lowered, start: Array | None) ->
     limit = subset_limit(lowered)
     if limit <= 0:
         return Block(np.ones(shape[0], np.bool_), np.ones(shape[1], np.bool_))
+    if bounded_by_columns(a, b, lowered, start, limit):
+        return Block(np.zeros(shape[0], np.bool_), np.zeros(shape[1], np.bool_))
     return open_rows_and_columns(a, b, start, limit)
+
+
+def bounded_by_columns(a: Array, b: Array, lowered: Lowered, start: Array | None, limit: int) -> bool:
+    """Tell whether max |a| times the sum of |b|, over the shorter operand, is within limit - |c| for every output.
+
+    Cheaper than the norms, as the longer operand is not read; where it fails they may still prove it.
+    """
+    starts = 0 if start is None else operand_range(start).magnitude
+    if starts >= limit:
+        return False
+    longer, columns = (lowered.operands[0], b) if a.shape[0] >= b.shape[1] else (lowered.operands[1], a.T)
+    sums = np.zeros(columns.shape[1], np.int64)
+    kernels.magnitudes(columns, sums)
+    return bool(longer.magnitude * int(sums.max()) + starts <= limit)
 
 
 def completed_codes(a: Array, b: Array, lowered: Lowered, start: Array | None, unlimited: Array, block: Block) -> Array:

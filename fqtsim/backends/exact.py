@@ -36,10 +36,16 @@ FLOAT_EXACT_LIMIT = 1 << 24
 """Integers up to this magnitude are float32 numbers, so sums that stay below it are exact in any order."""
 
 
+def without_repeats(x: Array) -> Array:
+    """Return an array with every axis that only repeats its first element cut to that."""
+    return x[tuple(slice(0, 1) if step == 0 else slice(None) for step in x.strides)]
+
+
 def operand_range(codes: Array) -> Range:
     """Return the smallest and largest code; 0 and 0 where there is none."""
     if not codes.size:
         return Range(0, 0)
+    codes = without_repeats(codes)
     flat = codes.ravel() if codes.flags.c_contiguous else codes.T.ravel()
 
     def ends(first: int, last: int) -> Range:
@@ -78,13 +84,19 @@ class TileJob:
         rows, width = driver.tile.rows, driver.width
         tiles, self.panels = -(-self.size[0] // rows), -(-self.size[1] // width)
         self.packed = np.empty((tiles, a.shape[1], rows), driver.dtype)
-        for t in range(tiles):
-            kernels.pack(self.left, self.swapped, self.packed[t], t * rows, 0, a.shape[1])
+        threads.run(
+            lambda first, last: kernels.pack_tiles(self.left, self.swapped, self.packed, first, last),
+            threads.parts(tiles, a.shape[1] * rows),
+        )
         left_shift, self.right_shift = (lane.a_shift, lane.b_shift)[:: -1 if self.swapped else 1]
         driver.convert(self.packed, left_shift, lane.doubled)
         self.acc = np.full((tiles * rows, self.panels * width), lane.offset << lane.shift, driver.dtype)
         if c is not None:
-            start = c.T if self.swapped else c
+            start = without_repeats(c.T if self.swapped else c)
+            if start.size < self.size[0] * self.size[1]:  # a row, a column or a number
+                lanes = (start + lane.offset) << lane.shift
+                self.acc[: self.size[0], : self.size[1]] = lanes.astype(driver.dtype)
+                return
             threads.run(
                 lambda first, last: kernels.codes_to_lanes(start, lane.offset, lane.shift, self.acc, first, last),
                 threads.parts(*start.shape),
@@ -118,6 +130,12 @@ class TileJob:
         block = block.T if self.swapped else block
         codes: Array = np.empty(block.shape, dtype)
         offset, shift = self.lane.offset, self.lane.shift
+        if not self.swapped and padded.dtype != np.float32 and codes.dtype == np.int32:
+            threads.run(
+                lambda first, last: kernels.int_rows_to_codes(padded, offset, shift, codes, first, last),
+                threads.parts(*block.shape),
+            )
+            return codes
         threads.run(
             lambda first, last: kernels.lanes_to_codes(block, offset, shift, codes, first, last),
             threads.parts(*block.shape),
@@ -185,7 +203,8 @@ def unlimited_result(a: Array, b: Array, lowered: Lowered, start: Array | None, 
     if start is None:
         return total.astype(dtype, copy=False)
     # In the result's own type: U fits it, and integers that wrap on the way come back.
-    return np.add(total, start, dtype=dtype, casting="unsafe")
+    with np.errstate(over="ignore"):
+        return total.astype(dtype, copy=False) + without_repeats(start).astype(dtype)
 
 
 def wrap_codes(values: Array, lowered: Lowered) -> Array:

@@ -16,11 +16,13 @@ from fqtsim.backends.exact import (
     operand_range,
     run_chain,
     unlimited_result,
+    without_repeats,
 )
 from fqtsim.errors import InputError
 from fqtsim.hw.lower import BITS, CLAMP, DROP, EXACT, HIGH, LANES, LOW, MODE, RUN, UNSIGNED, WRAP, Lowered, Range, lower
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import gemm as kernels
+from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels import trace as tracing
 
@@ -113,14 +115,26 @@ def _clamp_plan(lowered: Lowered, group: int) -> TilePlan | None:
 
 
 def start_values(c: Array | None, m: int, n: int) -> Array | None:
-    """Return c as (M, N) int64, None where there is none."""
-    return None if c is None else np.broadcast_to(c, (m, n)).astype(np.int64, copy=False)
+    """Return c as (M, N) int64, None where there is none; a row or a column of it may be a view that repeats."""
+    if c is None:
+        return None
+    return np.broadcast_to(without_repeats(np.asarray(c)).astype(np.int64, copy=False), (m, n))
 
 
 def prepare(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Lowered:
     """Lower a datapath for these very operands: their own ranges decide the lanes."""
     c = Range(0, 0) if start is None else operand_range(start)
     return lower(datapath, a.shape[1], operand_range(a), operand_range(b), c)
+
+
+def prepare_for_formats(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Lowered | None:
+    """Lower a datapath for any codes of its formats, without a look at these; None where an exact register refuses."""
+    ends = [Range(form.minimum, form.maximum) for form in map(datapath.multiplier_format, "ab")]
+    c = Range(0, 0) if start is None else operand_range(start)
+    try:
+        return lower(datapath, a.shape[1], *ends, c)
+    except InputError:
+        return None
 
 
 def untouched(a: Array, b: Array, datapath: Datapath, start: Array | None, trace: bool) -> GemmResult:
@@ -149,14 +163,20 @@ def finish(codes: Array, unlimited: Array, lowered: Lowered, dtype: type) -> Gem
         return GemmResult(codes.astype(dtype, copy=False), Events())
     low, high = rails(lowered)
     if codes is unlimited:
-        minimum, maximum = int(codes.min()), int(codes.max())
+        minimum, maximum = kernels.extremes(codes)
         if low < minimum and maximum < high:
             return GemmResult(codes.astype(dtype, copy=False), Events(), minimum, maximum)
     word = np.promote_types(codes.dtype, unlimited.dtype)
-    counts = np.zeros(6, np.int64)
     flat_codes, flat = codes.ravel().astype(word, copy=False), unlimited.ravel().astype(word, copy=False)
-    kernels.count_events(flat_codes, flat, low, high, counts)
-    altered, out_of_range, transient, minimum, maximum, at_rail = (int(count) for count in counts)
+
+    def part(first: int, last: int) -> Array:
+        counts = np.zeros(6, np.int64)
+        kernels.count_events(flat_codes[first:last], flat[first:last], low, high, counts)
+        return counts
+
+    counts = np.stack(threads.run(part, threads.parts(codes.size)))
+    altered, out_of_range, transient, at_rail = (int(count) for count in counts[:, [0, 1, 2, 5]].sum(axis=0))
+    minimum, maximum = int(counts[:, 3].min()), int(counts[:, 4].max())
     events = Events(altered, out_of_range, transient)
     return GemmResult(codes.astype(dtype, copy=False), events, minimum, maximum, at_rail)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def load_hardware(
     """
     if isinstance(hardware, Hardware):
         return _check(hardware._document, overrides) if overrides else hardware
-    path = find_file(hardware, hwconfigs_dir(), "hardware", hardware_names())
+    path = find_file(hardware, hwconfigs_dir(), "hardware", hardware_names)
     return parse_hardware(read_text(path), display_name(path), overrides)
 
 
@@ -68,14 +68,15 @@ def dump_hardware(hardware: Hardware) -> str:
     return write(hardware.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def find_file(wanted: str | os.PathLike[str], folder: Path, what: str, names: list[str]) -> Path:
+def find_file(wanted: str | os.PathLike[str], folder: Path, what: str, names: Callable[[], list[str]]) -> Path:
     """Return the file that a user named: a path if it looks like one, else `folder`/NAME.yaml."""
     if not isinstance(wanted, str) or re.search(r"[/\\]|\.ya?ml$", wanted):
         return Path(wanted)
     if re.fullmatch("[a-z0-9_]+", wanted) and (folder / f"{wanted}.yaml").is_file():
         return folder / f"{wanted}.yaml"
-    meant = nearest(wanted, names)
-    hint = f"did you mean {meant}" if meant else f"use one of {', '.join(names)}"
+    known = names()
+    meant = nearest(wanted, known)
+    hint = f"did you mean {meant}" if meant else f"use one of {', '.join(known)}"
     rule = "is not the name of a shipped file, nor a path (with / or ending in .yaml)"
     raise InputError(f"{what} = {shown(wanted)}: {rule}; {hint}{'?' if meant else ''}")
 

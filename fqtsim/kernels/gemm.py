@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
+from fqtsim.kernels.shift import floor_shift
 from fqtsim.kernels.tile import Tile, lanes
 from fqtsim.kernels.transpose import EDGE, transpose_block
 
@@ -54,6 +56,13 @@ def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k
             row[r] = source[k, first + r] if along_columns else source[first + r, k]
         for r in range(count, width):
             row[r] = 0
+
+
+@njit(nogil=True)
+def pack_tiles(source: Any, along_columns: bool, packed: Any, first: int, last: int) -> None:
+    """Pack tiles first..last of the left operand into packed (tiles, K, rows)."""
+    for t in range(first, last):
+        pack(source, along_columns, packed[t], t * packed.shape[2], 0, packed.shape[1])
 
 
 @njit(nogil=True)
@@ -155,6 +164,29 @@ def lanes_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int, la
 
 
 @njit(nogil=True)
+def int_rows_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int, last: int) -> None:
+    """Write what `lanes_to_codes` does from rows of integer lanes to int32 codes, which hold it: in int32, wrapping."""
+    by, less = np.int32(shift), np.int32(offset)
+    for r in range(first, last):
+        row, out = acc[r], codes[r]
+        for j in range(out.size):
+            out[j] = np.int32(floor_shift(np.int32(row[j]), by) - less)
+
+
+@njit(nogil=True)
+def magnitudes(codes: Any, out: Any) -> None:
+    """Add the magnitude of every code (K, N) of at most 16 bits to out (N,), int64."""
+    part = np.zeros(codes.shape[1], np.int32)
+    for first in range(0, codes.shape[0], CHUNK):
+        part.fill(0)
+        for k in range(first, min(first + CHUNK, codes.shape[0])):
+            row = codes[k]
+            for j in range(row.size):
+                part[j] = np.int32(part[j] + abs(np.int32(row[j])))
+        out += part
+
+
+@njit(nogil=True)
 def add_block(total: Any, block: Any) -> None:
     """Add a block of integers, held in lanes of any type, to integer totals, and clear the block."""
     for i in range(total.shape[0]):
@@ -185,6 +217,21 @@ def count_events(codes: Any, unlimited: Any, low: int, high: int, counts: Any) -
         minimum, maximum = min(minimum, u), max(maximum, u)
     counts[0], counts[1], counts[2] = altered, out_of_range, transient
     counts[3], counts[4], counts[5] = word(minimum), word(maximum), at_rail
+
+
+@njit(nogil=True)
+def _extremes(codes: Any) -> Any:
+    low, high = codes[0], codes[0]
+    for i in range(codes.size):
+        low, high = min(low, codes[i]), max(high, codes[i])
+    return low, high
+
+
+def extremes(codes: Any) -> tuple[int, int]:
+    """Return the smallest and largest of integers of 32 or 64 bits, at least one."""
+    flat = codes.ravel()
+    found = threads.run(lambda first, last: _extremes(flat[first:last]), threads.parts(flat.size))
+    return min(int(low) for low, _ in found), max(int(high) for _, high in found)
 
 
 @njit(nogil=True)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from fqtsim.kernels.exact_sum import BLOCK, NOT_FINITE, add_terms, exponent, power, raise_tops, value
+from fqtsim.kernels.column_tile import LANES, column_sums
+from fqtsim.kernels.exact_sum import BLOCK
 from fqtsim.kernels.threads import parts, run
 
 Array = np.ndarray[Any, Any]
@@ -32,23 +33,12 @@ def _copy(x: Any, out: Any) -> None:
 
 
 @njit(nogil=True)
-def _means(rows: Any, bits: Any, root: Any, work: Any, mean: Any) -> Any:
-    """Set mean (W,) to the float32 exact sum of each column of rows (R * W,), by root; count what is not finite."""
-    width = mean.size
-    tops, scales, totals = work[0][:width], work[1][:width], work[2][:width]
-    tops.fill(0)
-    totals.fill(0)
-    for r in range(0, rows.size, width):
-        raise_tops(bits[r : r + width], tops)
-    for c in range(width):
-        scales[c] = power(40 - exponent(tops[c]))
-    for r in range(0, rows.size, width):
-        add_terms(rows[r : r + width], scales, totals)
-    broken = 0
-    for c in range(width):
-        total = np.float32(value(tops[c], totals[c], 40))
-        broken += int(tops[c] >= NOT_FINITE or abs(total) == np.inf)
-        mean[c] = total / root
+def _means(sums: Any, root: Any, mean: Any) -> Any:
+    """Set mean to the sums by root; count those that are not finite."""
+    broken = np.int32(0)
+    for c in range(mean.size):
+        broken = np.int32(broken + np.int32(not abs(sums[c]) < np.inf))
+        mean[c] = sums[c] / root
     return broken
 
 
@@ -66,9 +56,15 @@ def _follow(x: Any, pull: Any, out: Any) -> None:
 
 
 @njit(nogil=True)
-def _divide(x: Any, divisor: Any) -> None:
+def _follow_divided(x: Any, pull: Any, divisor: Any, out: Any) -> None:
     for c in range(x.size):
-        x[c] = x[c] / divisor
+        out[c] = (x[c] - pull[c]) / divisor
+
+
+@njit(nogil=True)
+def _divide(x: Any, divisor: Any, out: Any) -> None:
+    for c in range(x.size):
+        out[c] = x[c] / divisor
 
 
 @njit(nogil=True)
@@ -83,39 +79,40 @@ def _stretch(bits: Any, ends: Any) -> None:
 
 @njit(nogil=True)
 def _mix(
-    x: Any, order: Any, starts: Any, roots: Any, factors: Any, divisors: Any, width: int, first: int, last: int,
-    out: Any, ends: Any,
+    x: Any, order: Any, starts: Any, roots: Any, factors: Any, divisors: Any, largest: int, width: int, first: int,
+    last: int, out: Any, ends: Any,
 ) -> Any:  # fmt: skip
-    """Fill blocks first..last of `width` columns of all groups; count the sums that are not finite."""
+    """Fill blocks first..last of `width` columns of all groups, of `largest` rows at most; count sums not finite."""
     # Flat, so that a row is known to be contiguous, without which no loop is vectorised.
-    scratch = np.empty(max(np.diff(starts)) * width, np.float32)
-    bits = scratch.view(np.int32)
-    work = np.empty(width, np.int32), np.empty(width, np.float64), np.empty(width, np.int64)
-    mean, pull = np.empty(width, np.float32), np.empty(width, np.float32)
+    scratch = np.empty(largest * width + LANES, np.float32)
+    sums, mean, pull = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     broken = 0
     for block in range(first, last):
         start, stop = block * width, min(x.shape[1], (block + 1) * width)
         for g in range(roots.size):
             rows = order[starts[g] : starts[g + 1]]
             size = stop - start
+            # Sums of whole vectors: those past the last column are dropped.
             for r in range(rows.size):
                 if factors.size:
                     _fetch(x[rows[r], start:stop], factors[rows[r]], scratch[r * size : (r + 1) * size])
                 else:
                     _copy(x[rows[r], start:stop], scratch[r * size : (r + 1) * size])
             if rows.size > 1:
-                whole = rows.size * size
-                broken += _means(scratch[:whole], bits[:whole], roots[g], work, mean[:size])
+                column_sums(scratch.ctypes.data, 4 * size, rows.size, -(-size // LANES) * LANES, sums.ctypes.data)
+                broken += _means(sums[:size], roots[g], mean[:size])
                 _pull(scratch[:size], mean[:size], roots[g], pull[:size])
                 _copy(mean[:size], scratch[:size])
             for r in range(rows.size):
                 target = out[rows[r], start:stop]
-                if r:
+                if r and divisors.size:
+                    _follow_divided(scratch[r * size : (r + 1) * size], pull, divisors[rows[r]], target)
+                elif r:
                     _follow(scratch[r * size : (r + 1) * size], pull, target)
+                elif divisors.size:
+                    _divide(scratch[:size], divisors[rows[r]], target)
                 else:
                     _copy(scratch[:size], target)
-                if divisors.size:
-                    _divide(target, divisors[rows[r]])
                 if ends.size:
                     _stretch(target.view(np.int32), ends[rows[r]])
     return broken
@@ -139,7 +136,8 @@ def mix(
     x, none = np.ascontiguousarray(x), np.empty(0, np.float32)
     sizes = np.array([len(group) for group in groups])
     order, starts = np.fromiter(chain.from_iterable(groups), np.int64), np.concatenate([[0], np.cumsum(sizes)])
-    width = min(BLOCK, max(64, SCRATCH // int(sizes.max()) // 16 * 16))
+    largest = int(sizes.max())
+    width = min(BLOCK, max(4 * LANES, SCRATCH // largest // LANES * LANES))
     roots, blocks = np.sqrt(sizes.astype(np.float32)), -(-x.shape[1] // width)
     out = np.empty_like(x) if len(order) == len(x) else x.copy()
     before, after = none if factors is None else factors, none if divisors is None else divisors
@@ -147,7 +145,7 @@ def mix(
     def part(first: int, last: int) -> tuple[int, Array]:
         ends = np.empty((len(x) if with_ends else 0, 2), np.int32)
         ends[:] = _LEAST, _GREATEST
-        return _mix(x, order, starts, roots, before, after, width, first, last, out, ends), ends
+        return _mix(x, order, starts, roots, before, after, largest, width, first, last, out, ends), ends
 
     parts_ = run(part, parts(blocks, width * len(x)))
     ends = np.stack([ends for _, ends in parts_])

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from numba import njit
-from numba.extending import intrinsic
 
 from fqtsim.kernels.grid import Grid
 from fqtsim.kernels.random import fill_blocks
+from fqtsim.kernels.shift import floor_shift, top_bits
 from fqtsim.kernels.threads import parts, run
 from fqtsim.words import Rounding
 
@@ -131,22 +131,6 @@ def _round_stochastic(y: Any, words: Any, n: Any, q: Any) -> None:
         q[i] = np.int32(np.floor((scaled + (up - 1.0 - np.float64(words[i] >> drop))) * down))
 
 
-def _shift_right(arithmetic: bool) -> Any:
-    """Return shift(x, n) of two integers of one type, in that type: Numba widens `>>` to int64."""
-
-    @intrinsic
-    def shift(_context: Any, x: Any, n: Any) -> Any:
-        def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            return (builder.ashr if arithmetic else builder.lshr)(*args)
-
-        return x(x, n), codegen
-
-    return shift
-
-
-_floor_shift, _top_bits = _shift_right(arithmetic=True), _shift_right(arithmetic=False)
-
-
 @njit(nogil=True)
 def _round_stochastic_short(y: Any, words: Any, n: Any, limit: Any, q: Any) -> None:
     """Round as `_round_stochastic` in int32, quotients brought to -limit..limit with (limit + 1) 2**n < 2**31.
@@ -156,7 +140,7 @@ def _round_stochastic_short(y: Any, words: Any, n: Any, limit: Any, q: Any) -> N
     up, top, shift, drop = np.float32(2.0**n), np.int32((1 << n) - 1), np.int32(n), np.uint32(32 - n)
     for i in range(y.size):
         scaled = np.int32(np.floor(min(max(y[i], -limit), limit) * up))
-        q[i] = _floor_shift(np.int32(scaled + np.int32(top - np.int32(_top_bits(words[i], drop)))), shift)
+        q[i] = floor_shift(np.int32(scaled + np.int32(top - np.int32(top_bits(words[i], drop)))), shift)
 
 
 @njit(nogil=True)

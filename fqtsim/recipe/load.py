@@ -23,7 +23,7 @@ def load_recipe(recipe: str | os.PathLike[str] | Recipe, overrides: Mapping[str,
     """
     if isinstance(recipe, Recipe):
         return _check(recipe._document, overrides) if overrides else recipe
-    path = find_file(recipe, _FOLDER, "recipe", recipe_names())
+    path = find_file(recipe, _FOLDER, "recipe", recipe_names)
     return parse_recipe(read_text(path), display_name(path), overrides)
 
 

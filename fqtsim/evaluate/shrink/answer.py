@@ -42,7 +42,7 @@ class Original:
 
 def read_original(name: str, overrides: Mapping[str, str]) -> Original:
     """Return the file called by a shipped name or a path. Raises InputError."""
-    path = find_file(name, hwconfigs_dir(), "hardware", hardware_names())
+    path = find_file(name, hwconfigs_dir(), "hardware", hardware_names)
     text = read_text(path)
     return Original(name, text, overrides, parse_hardware(text, str(path), overrides or None))
 

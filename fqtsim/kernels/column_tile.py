@@ -1,0 +1,129 @@
+"""Exact sums of columns, sixteen at a time in vector registers (S5.3). LLVM IR: Numba keeps no totals in registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fqtsim.kernels.exact_sum import MAGNITUDE, NOT_FINITE, ROUNDER, ROUNDER_BITS
+
+LANES = 16
+HALF = LANES // 2
+_INT32, _INT64, _FLOAT, _DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+SHIFT = 40
+"""Bits of a term: sums of up to 2**22 terms fit int64."""
+
+
+def _vector(element: ir.Type, count: int) -> Any:
+    return ir.VectorType(element, count)
+
+
+def _all(kind: Any, number: Any) -> Any:
+    return ir.Constant(kind, [number] * kind.count)
+
+
+def _loop(builder: Any, n: Any, step: int, first: list[Any], body: Any) -> list[Any]:
+    """Emit `for i in range(0, n, step)` with values carried in registers; return the last ones."""
+    entry, head = builder.block, builder.append_basic_block("head")
+    inside, done = builder.append_basic_block("inside"), builder.append_basic_block("done")
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(_INT64)
+    values = [builder.phi(value.type) for value in first]
+    builder.cbranch(builder.icmp_signed("<", index, n), inside, done)
+    builder.position_at_end(inside)
+    advanced = body(index, values)
+    back = builder.block
+    index.add_incoming(ir.Constant(_INT64, 0), entry)
+    index.add_incoming(builder.add(index, ir.Constant(_INT64, step)), back)
+    builder.branch(head)
+    for phi, value, new in zip(values, first, advanced, strict=True):
+        phi.add_incoming(value, entry)
+        phi.add_incoming(new, back)
+    builder.position_at_end(done)
+    return values
+
+
+def _half(builder: Any, x: Any, half: int) -> Any:
+    mask = ir.Constant(_vector(_INT32, HALF), list(range(half * HALF, (half + 1) * HALF)))
+    return builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), mask)
+
+
+def _joined(builder: Any, low: Any, high: Any) -> Any:
+    return builder.shuffle_vector(low, high, ir.Constant(_vector(_INT32, LANES), list(range(LANES))))
+
+
+def _power(builder: Any, exponents: Any) -> Any:
+    """Return 2**exponent of int32 lanes, -1022..1023, as float64 lanes."""
+    wide = builder.sext(exponents, _vector(_INT64, HALF))
+    biased = builder.add(wide, _all(wide.type, 1023))
+    return builder.bitcast(builder.shl(biased, _all(wide.type, 52)), _vector(_DOUBLE, HALF))
+
+
+def _column_sums(_context: Any, rows: Any, pitch: Any, n_rows: Any, width: Any, out: Any) -> Any:
+    """Write the exact sum of each column, rounded to float32, to out (width,); NaN where a term is not finite.
+
+    rows and out are addresses of float32, pitch is in bytes, width a multiple of LANES, n_rows at most 2**22.
+    """
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        start, step, count, columns, target = args
+
+        def columns_at(c: Any, _values: list[Any]) -> list[Any]:
+            base = builder.add(start, builder.mul(c, ir.Constant(_INT64, 4)))
+
+            def load(r: Any, kind: Any) -> Any:
+                place = builder.add(base, builder.mul(r, step))
+                return builder.load(builder.inttoptr(place, kind.as_pointer()), align=4)
+
+            def raise_top(r: Any, values: list[Any]) -> list[Any]:
+                bits = load(r, _vector(_INT32, LANES))
+                bits = builder.and_(bits, _all(bits.type, MAGNITUDE))
+                return [builder.select(builder.icmp_signed(">", bits, values[0]), bits, values[0])]
+
+            (top,) = _loop(builder, count, 1, [_all(_vector(_INT32, LANES), 0)], raise_top)
+            biased = builder.ashr(top, _all(top.type, 23))
+            biased = builder.select(builder.icmp_signed(">", biased, _all(top.type, 1)), biased, _all(top.type, 1))
+            e = builder.sub(biased, _all(top.type, 126))
+            up = builder.sub(_all(top.type, SHIFT), e)
+            scales = [_power(builder, _half(builder, up, half)) for half in (0, 1)]
+            rounder = _all(_vector(_DOUBLE, HALF), float(ROUNDER))
+
+            def add_terms(r: Any, totals: list[Any]) -> list[Any]:
+                x = load(r, _vector(_FLOAT, LANES))
+                new = []
+                for half, total in enumerate(totals):
+                    wide = builder.fpext(_half(builder, x, half), _vector(_DOUBLE, HALF))
+                    term = builder.fadd(builder.fmul(wide, scales[half]), rounder)
+                    new.append(builder.add(total, builder.bitcast(term, _vector(_INT64, HALF))))
+                return new
+
+            zero = _all(_vector(_INT64, HALF), 0)
+            totals = _loop(builder, count, 1, [zero, zero], add_terms)
+            # Every term came with the bits of the rounder; modulo 2**64 they are taken away at once.
+            extra = builder.mul(count, ir.Constant(_INT64, ROUNDER_BITS))
+            extras = _all(zero.type, 0)
+            for i in range(HALF):
+                extras = builder.insert_element(extras, extra, ir.Constant(_INT32, i))
+            sums = []
+            for half, total in enumerate(totals):
+                exact = builder.sitofp(builder.sub(total, extras), _vector(_DOUBLE, HALF))
+                down = builder.sub(_half(builder, e, half), _all(_vector(_INT32, HALF), SHIFT))
+                sums.append(builder.fptrunc(builder.fmul(exact, _power(builder, down)), _vector(_FLOAT, HALF)))
+            both = _joined(builder, *sums)
+            broken = builder.icmp_signed(">=", top, _all(top.type, NOT_FINITE))
+            both = builder.select(broken, _all(both.type, float("nan")), both)
+            place = builder.add(target, builder.mul(c, ir.Constant(_INT64, 4)))
+            builder.store(both, builder.inttoptr(place, both.type.as_pointer()), align=4)
+            return []
+
+        _loop(builder, columns, LANES, [], columns_at)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), codegen
+
+
+column_sums: Any = intrinsic(_column_sums)
