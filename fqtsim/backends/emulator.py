@@ -136,9 +136,8 @@ def bounded_by_columns(a: Array, b: Array, lowered: Lowered, start: Array | None
     if starts >= limit:
         return False
     longer, columns = (lowered.operands[0], b) if a.shape[0] >= b.shape[1] else (lowered.operands[1], a.T)
-    sums = np.zeros(columns.shape[1], np.int64)
-    kernels.magnitudes(columns, sums)
-    return bool(longer.magnitude * int(sums.max()) + starts <= limit)
+    largest = int(np.abs(columns, dtype=np.int32).sum(axis=0, dtype=np.int64).max())
+    return longer.magnitude * largest + starts <= limit
 
 
 def completed_codes(a: Array, b: Array, lowered: Lowered, start: Array | None, unlimited: Array, block: Block) -> Array:

@@ -61,8 +61,9 @@ def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k
 @njit(nogil=True)
 def pack_tiles(source: Any, along_columns: bool, packed: Any, first: int, last: int) -> None:
     """Pack tiles first..last of the left operand into packed (tiles, K, rows)."""
+    start = np.int64(0)  # a literal would be a type of its own, and compile `pack` again
     for t in range(first, last):
-        pack(source, along_columns, packed[t], t * packed.shape[2], 0, packed.shape[1])
+        pack(source, along_columns, packed[t], t * packed.shape[2], start, packed.shape[1])
 
 
 @njit(nogil=True)
@@ -171,19 +172,6 @@ def int_rows_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int,
         row, out = acc[r], codes[r]
         for j in range(out.size):
             out[j] = np.int32(floor_shift(np.int32(row[j]), by) - less)
-
-
-@njit(nogil=True)
-def magnitudes(codes: Any, out: Any) -> None:
-    """Add the magnitude of every code (K, N) of at most 16 bits to out (N,), int64."""
-    part = np.zeros(codes.shape[1], np.int32)
-    for first in range(0, codes.shape[0], CHUNK):
-        part.fill(0)
-        for k in range(first, min(first + CHUNK, codes.shape[0])):
-            row = codes[k]
-            for j in range(row.size):
-                part[j] = np.int32(part[j] + abs(np.int32(row[j])))
-        out += part
 
 
 @njit(nogil=True)
