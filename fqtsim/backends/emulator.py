@@ -3,8 +3,8 @@
 Four proofs, cheapest first (do not emulate what cannot differ):
 1. No operands in the range of these can push any register out of its format: the code is U.
 2. A wrapping accumulator that nothing narrower feeds: the code is U modulo 2**bits.
-3. |sum over any subset, in any order| <= max |a| times the sum of |b_j|: where that fits every register for every column
-   the code is U.
+3. |sum over any subset, in any order| <= max |a| times the sum of |b_j|: where that fits every register for every
+   column the code is U.
 4. Cauchy-Schwarz, per output: |sum over any subset, in any order| <= |a_i| |b_j|. Where that fits every register the
    code is U; the outputs that remain are computed stepwise, as a block of their rows and columns.
 Events come out the same, since they are counted from codes and U.

@@ -129,10 +129,11 @@ def prepare(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Lowe
 
 def prepare_for_formats(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Lowered | None:
     """Lower a datapath for any codes of its formats, without a look at these; None where an exact register refuses."""
-    ends = [Range(form.minimum, form.maximum) for form in map(datapath.multiplier_format, "ab")]
+    forms = datapath.multiplier_format("a"), datapath.multiplier_format("b")
+    left, right = (Range(form.minimum, form.maximum) for form in forms)
     c = Range(0, 0) if start is None else operand_range(start)
     try:
-        return lower(datapath, a.shape[1], *ends, c)
+        return lower(datapath, a.shape[1], left, right, c)
     except InputError:
         return None
 

@@ -63,6 +63,73 @@ def _power(builder: Any, exponents: Any) -> Any:
     return builder.bitcast(builder.shl(biased, _all(wide.type, 52)), _vector(_DOUBLE, HALF))
 
 
+class _Columns:
+    """Writes the IR for sixteen columns: addresses of a row's first column and of the next row."""
+
+    def __init__(self, builder: Any, base: Any, pitch: Any, n_rows: Any) -> None:
+        self.builder, self.base, self.pitch, self.n_rows = builder, base, pitch, n_rows
+
+    def load(self, row: Any, element: ir.Type) -> Any:
+        kind = _vector(element, LANES)
+        place = self.builder.add(self.base, self.builder.mul(row, self.pitch))
+        return self.builder.load(self.builder.inttoptr(place, kind.as_pointer()), align=4)
+
+    def top(self) -> Any:
+        """Return the largest magnitude pattern of each column."""
+        builder = self.builder
+
+        def raised(row: Any, values: list[Any]) -> list[Any]:
+            bits = self.load(row, _INT32)
+            bits = builder.and_(bits, _all(bits.type, MAGNITUDE))
+            return [builder.select(builder.icmp_signed(">", bits, values[0]), bits, values[0])]
+
+        (top,) = _loop(builder, self.n_rows, 1, [_all(_vector(_INT32, LANES), 0)], raised)
+        return top
+
+    def exponents(self, top: Any) -> Any:
+        """Return e of S5.3: every magnitude of the column is below 2**e."""
+        biased = self.builder.ashr(top, _all(top.type, 23))
+        one = _all(top.type, 1)
+        biased = self.builder.select(self.builder.icmp_signed(">", biased, one), biased, one)
+        return self.builder.sub(biased, _all(top.type, 126))
+
+    def totals(self, e: Any) -> list[Any]:
+        """Return the int64 sums of rint(x * 2**(SHIFT - e)), in two halves."""
+        builder = self.builder
+        up = builder.sub(_all(e.type, SHIFT), e)
+        scales = [_power(builder, _half(builder, up, half)) for half in (0, 1)]
+        rounder, zero = _all(_vector(_DOUBLE, HALF), float(ROUNDER)), _all(_vector(_INT64, HALF), 0)
+
+        def added(row: Any, totals: list[Any]) -> list[Any]:
+            x = self.load(row, _FLOAT)
+            terms = []
+            for half, total in enumerate(totals):
+                wide = builder.fpext(_half(builder, x, half), rounder.type)
+                term = builder.fadd(builder.fmul(wide, scales[half]), rounder)
+                terms.append(builder.add(total, builder.bitcast(term, zero.type)))
+            return terms
+
+        totals = _loop(builder, self.n_rows, 1, [zero, zero], added)
+        # Every term came with the bits of the rounder; modulo 2**64 they are taken away at once.
+        extra, extras = builder.mul(self.n_rows, ir.Constant(_INT64, ROUNDER_BITS)), zero
+        for i in range(HALF):
+            extras = builder.insert_element(extras, extra, ir.Constant(_INT32, i))
+        return [builder.sub(total, extras) for total in totals]
+
+    def sums(self) -> Any:
+        """Return the sums rounded to float32; NaN where a term is not finite."""
+        builder, top = self.builder, self.top()
+        e = self.exponents(top)
+        down, halves = builder.sub(e, _all(e.type, SHIFT)), []
+        for half, total in enumerate(self.totals(e)):
+            exact = builder.sitofp(total, _vector(_DOUBLE, HALF))
+            value = builder.fmul(exact, _power(builder, _half(builder, down, half)))
+            halves.append(builder.fptrunc(value, _vector(_FLOAT, HALF)))
+        both = _joined(builder, *halves)
+        broken = builder.icmp_signed(">=", top, _all(top.type, NOT_FINITE))
+        return builder.select(broken, _all(both.type, float("nan")), both)
+
+
 def _column_sums(_context: Any, rows: Any, pitch: Any, n_rows: Any, width: Any, out: Any) -> Any:
     """Write the exact sum of each column, rounded to float32, to out (width,); NaN where a term is not finite.
 
@@ -72,55 +139,14 @@ def _column_sums(_context: Any, rows: Any, pitch: Any, n_rows: Any, width: Any, 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         start, step, count, columns, target = args
 
-        def columns_at(c: Any, _values: list[Any]) -> list[Any]:
-            base = builder.add(start, builder.mul(c, ir.Constant(_INT64, 4)))
-
-            def load(r: Any, kind: Any) -> Any:
-                place = builder.add(base, builder.mul(r, step))
-                return builder.load(builder.inttoptr(place, kind.as_pointer()), align=4)
-
-            def raise_top(r: Any, values: list[Any]) -> list[Any]:
-                bits = load(r, _vector(_INT32, LANES))
-                bits = builder.and_(bits, _all(bits.type, MAGNITUDE))
-                return [builder.select(builder.icmp_signed(">", bits, values[0]), bits, values[0])]
-
-            (top,) = _loop(builder, count, 1, [_all(_vector(_INT32, LANES), 0)], raise_top)
-            biased = builder.ashr(top, _all(top.type, 23))
-            biased = builder.select(builder.icmp_signed(">", biased, _all(top.type, 1)), biased, _all(top.type, 1))
-            e = builder.sub(biased, _all(top.type, 126))
-            up = builder.sub(_all(top.type, SHIFT), e)
-            scales = [_power(builder, _half(builder, up, half)) for half in (0, 1)]
-            rounder = _all(_vector(_DOUBLE, HALF), float(ROUNDER))
-
-            def add_terms(r: Any, totals: list[Any]) -> list[Any]:
-                x = load(r, _vector(_FLOAT, LANES))
-                new = []
-                for half, total in enumerate(totals):
-                    wide = builder.fpext(_half(builder, x, half), _vector(_DOUBLE, HALF))
-                    term = builder.fadd(builder.fmul(wide, scales[half]), rounder)
-                    new.append(builder.add(total, builder.bitcast(term, _vector(_INT64, HALF))))
-                return new
-
-            zero = _all(_vector(_INT64, HALF), 0)
-            totals = _loop(builder, count, 1, [zero, zero], add_terms)
-            # Every term came with the bits of the rounder; modulo 2**64 they are taken away at once.
-            extra = builder.mul(count, ir.Constant(_INT64, ROUNDER_BITS))
-            extras = _all(zero.type, 0)
-            for i in range(HALF):
-                extras = builder.insert_element(extras, extra, ir.Constant(_INT32, i))
-            sums = []
-            for half, total in enumerate(totals):
-                exact = builder.sitofp(builder.sub(total, extras), _vector(_DOUBLE, HALF))
-                down = builder.sub(_half(builder, e, half), _all(_vector(_INT32, HALF), SHIFT))
-                sums.append(builder.fptrunc(builder.fmul(exact, _power(builder, down)), _vector(_FLOAT, HALF)))
-            both = _joined(builder, *sums)
-            broken = builder.icmp_signed(">=", top, _all(top.type, NOT_FINITE))
-            both = builder.select(broken, _all(both.type, float("nan")), both)
-            place = builder.add(target, builder.mul(c, ir.Constant(_INT64, 4)))
-            builder.store(both, builder.inttoptr(place, both.type.as_pointer()), align=4)
+        def sixteen(c: Any, _values: list[Any]) -> list[Any]:
+            offset = builder.mul(c, ir.Constant(_INT64, 4))
+            sums = _Columns(builder, builder.add(start, offset), step, count).sums()
+            place = builder.inttoptr(builder.add(target, offset), sums.type.as_pointer())
+            builder.store(sums, place, align=4)
             return []
 
-        _loop(builder, columns, LANES, [], columns_at)
+        _loop(builder, columns, LANES, [], sixteen)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen

@@ -61,7 +61,7 @@ def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k
 @njit(nogil=True)
 def pack_tiles(source: Any, along_columns: bool, packed: Any, first: int, last: int) -> None:
     """Pack tiles first..last of the left operand into packed (tiles, K, rows)."""
-    start = np.int64(0)  # a literal would be a type of its own, and compile `pack` again
+    start: Any = np.int64(0)  # a literal would be a type of its own, and compile `pack` again
     for t in range(first, last):
         pack(source, along_columns, packed[t], t * packed.shape[2], start, packed.shape[1])
 

@@ -1,0 +1,87 @@
+"""Where the emulator's bounds lie, and start values that repeat: rows, columns and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from agreement import summary
+from mac import chain, datapath
+
+from fqtsim.backends import emulator, get_backend
+from fqtsim.backends.stepwise import prepare, prepare_for_formats, start_values
+from fqtsim.kernels.gemm import extremes
+
+BACKENDS = ("reference", "stepwise", "emulator")
+
+
+def bound_holds(a: Any, b: Any, path: Any, c: Any = None) -> bool:
+    start = start_values(c, a.shape[0], b.shape[1])
+    lowered = prepare(a, b, path, start)
+    return emulator.bounded_by_columns(a, b, lowered, start, emulator.subset_limit(lowered))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize(
+    ("b", "start", "holds"),
+    [
+        # int12 holds up to 2047, in magnitude on both sides; max |a| is 23.
+        ([89, 0, 0], 0, True), ([44, -45, 0], 0, True), ([90, 0, 0], 0, False), ([45, -45, 0], 0, False),
+        ([88, 0, 0], 23, True), ([88, 0, 0], 24, False), ([-88, 0, 0], -23, True), ([-88, 0, 0], -24, False),
+        ([0, 0, 0], 2047, False),  # nothing is left to prove with
+    ],
+)  # fmt: skip
+def test_the_bound_by_column_sums(flipped: bool, b: list[int], start: int, holds: bool) -> None:
+    path = datapath(*chain("int12 saturate"))
+    long, short = np.full((5, 3), 23, np.int8), np.array([[*b], [0, 1, 0]], np.int8).T
+    long[:, 1:] = np.where(np.array(b[1:]) < 0, -23, 23)
+    left, right = (np.ascontiguousarray(short.T), np.ascontiguousarray(long.T)) if flipped else (long, short)
+    c = np.full((1, 1), start)
+    assert bound_holds(left, right, path, c) == holds
+    results = [summary(get_backend(name).gemm(left, right, path, c)) for name in BACKENDS]
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_format_may_prove_what_nobody_has_looked_at() -> None:
+    a, b = np.full((2, 4), 127, np.int8), np.full((4, 2), 127, np.int8)
+    for register, proven in (("int17", True), ("int16", False)):
+        lowered = prepare_for_formats(a, b, datapath(*chain(f"{register} saturate")), None)
+        # 4 * 128 * 128 = 65536 is one more than int17 holds.
+        assert lowered is not None
+        assert not lowered.never_overflows
+        lowered = prepare_for_formats(a[:, :3], b[:3], datapath(*chain(f"{register} saturate")), None)
+        assert lowered is not None
+        assert lowered.never_overflows == proven
+    wide = datapath(*chain("exact"), a="int16", b="int16")
+    deep = np.broadcast_to(np.zeros((1, 1), np.int16), (1, 1 << 33))
+    assert prepare_for_formats(deep, deep.T, wide, None) is None
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (40, 3), (7, 7)])
+@pytest.mark.parametrize(
+    "register",
+    ["int8 saturate", "int16 saturate", "int20 saturate", "uint32 saturate", "int40 wrap", "int24 wrap",
+     "int24 saturate_symmetric"],
+)  # fmt: skip
+def test_start_values_that_repeat(shape: tuple[int, int], register: str) -> None:
+    path = datapath(*chain(register))
+    low, high = path.accumulator.register_format.rails(path.accumulator.overflow)
+    rng = np.random.default_rng(shape[0])
+    a, b = (rng.integers(-128, 128, size).astype(np.int8) for size in ((shape[0], 9), (9, shape[1])))
+    ends = [low, high, max(low, -1), low + 1, high - 1]
+    for size in ((1, shape[1]), (shape[0], 1), (1, 1), shape):
+        c = rng.choice(np.array(ends, np.int64), size)
+        whole = np.array(np.broadcast_to(c, shape))
+        expected = summary(get_backend("reference").gemm(a, b, path, whole))
+        for name in BACKENDS:
+            for given in (c, np.broadcast_to(c, shape), whole):
+                assert summary(get_backend(name).gemm(a, b, path, given)) == expected, (name, size)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_extremes(kind: Any) -> None:
+    ends = np.iinfo(kind)
+    codes = np.array([[5, ends.max, -3], [ends.min, 0, 1]], kind)
+    assert extremes(codes) == (ends.min, ends.max)
+    assert extremes(codes[:1, 2:]) == (-3, -3)
