@@ -182,7 +182,7 @@ def test_unmix_inverts_mix(rows: int, sigma: float) -> None:
     ranges = x.max(axis=1).astype(np.float64) - x.min(axis=1)
     groups = bhq.group_rows(bhq.integer_ranges(ranges))
     mixing = bhq.Householder(groups, bhq.scales(groups, ranges, np.abs(x).max(axis=1), P))
-    mixed, (least, greatest) = mixing.apply(x, P)
+    mixed, (least, greatest) = mixing.mix(x, P)
     assert np.array_equal(least, mixed.min(1))
     assert np.array_equal(greatest, mixed.max(1))
     for group in groups:

@@ -113,7 +113,7 @@ class Rounding:
             return tensor.codes.reshape(rows.shape).astype(np.int64) - np.reshape(tensor.zero_point, (-1, 1))
 
         # What is divided by the steps: for BHQ the mixed rows, to the last bit, since some lie on their grid.
-        rows, _ = made[32]._mix(made[32]._rows(x), DEFAULT_PRIMITIVES)
+        rows = made[32]._mix(made[32]._rows(x), DEFAULT_PRIMITIVES)[0]
         step = np.reshape(quantized(32, 0).step, (-1, 1))
         y, rounded = rows.astype(np.float64) / step.astype(np.float64), (rows / step).astype(np.float64)
         kept = y != 0

@@ -94,10 +94,14 @@ class Householder:
     #: Factor of each row, (N,) float32.
     s: Array
 
-    def apply(self, x: Array, primitives: Primitives) -> tuple[Array, Extremes]:
+    def mix(self, x: Array, primitives: Primitives) -> tuple[Array, Extremes]:
         """Return T x, for x (N, D), and the extremes of its rows."""
         rows, least, greatest = primitives.mix(x, self.s, self.groups)
         return rows, (least, greatest)
+
+    def apply(self, x: Array, primitives: Primitives) -> Array:
+        """Return T x, for x (N, D)."""
+        return self.mix(x, primitives)[0]
 
     def undo(self, y: Array, primitives: Primitives) -> Array:
         """Return T^-1 y = diag(1/s) Q y, for y (N, D)."""
@@ -116,5 +120,5 @@ class BlockHouseholderQuantizer(PerSampleQuantizer):
         groups = group_rows(integer_ranges(ranges))
         s = scales(groups, ranges, np.maximum(greatest, -least), primitives)
         mixing = Householder(groups, s)
-        mixed, extremes = mixing.apply(rows, primitives)
+        mixed, extremes = mixing.mix(rows, primitives)
         return mixed, mixing, extremes
