@@ -170,6 +170,8 @@ def test_named_convolutions_against_every_addition(geometry: Any, channels: tupl
 
 
 def test_parts_of_samples_and_sums_that_int32_holds_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    direct.prove_images()  # whose own sums need the room that is taken away below
+    direct.prove_gradient(1)
     window, size = GEOMETRIES[0]
     rng = np.random.default_rng(4)
     expected = [outcome(call, gemm, path("int32 wraps", "int8" if gemm == "dgrad" else "uint8"), Matrices(), True)

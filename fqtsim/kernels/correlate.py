@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from fqtsim.kernels import correlate_tile as tiles
+from fqtsim.kernels.jit import inner
 from fqtsim.kernels.tile import VECTOR
 
 SPAN = tiles.IMAGE.vectors * tiles.LANES
@@ -49,7 +50,7 @@ class Layout(NamedTuple):
         return (self.rows - 1) * self.width + self.columns
 
 
-@njit(nogil=True)
+@inner
 def _words_of_four(x: Any, words: Any) -> None:
     """Interleave the bytes of x (4, size) into words."""
     one, two, three, four = x[0], x[1], x[2], x[3]
@@ -58,7 +59,7 @@ def _words_of_four(x: Any, words: Any) -> None:
         words[i] = low | (np.uint32(three[i]) << np.uint32(16)) | (np.uint32(four[i]) << np.uint32(24))
 
 
-@njit(nogil=True)
+@inner
 def _words_of_few(x: Any, words: Any) -> None:
     """The same for fewer channels; the other bytes are 0."""
     for i in range(words.size):
@@ -68,7 +69,7 @@ def _words_of_few(x: Any, words: Any) -> None:
         words[i] = word
 
 
-@njit(nogil=True)
+@inner
 def _spread(code: Any, count: int) -> Any:
     """Return a byte in the lowest `count` bytes of a word."""
     word = np.uint32(0)
@@ -77,7 +78,7 @@ def _spread(code: Any, count: int) -> Any:
     return word
 
 
-@njit(nogil=True)
+@inner
 def _place(source: Any, columns: int, down: Any, across: Any, width: int, blank: Any, mask: Any, plane: Any) -> None:
     """Put an image, (rows * columns,) of one type with plane, into a plane; what no source meets becomes blank.
 
@@ -108,7 +109,7 @@ def _place(source: Any, columns: int, down: Any, across: Any, width: int, blank:
             row[left + j * across[1]] = line[across[2] + j * across[3]] ^ mask
 
 
-@njit(nogil=True)
+@inner
 def image_planes(x: Any, fill: Any, flip: Any, layout: Any, words: Any, planes: Any) -> None:
     """Lay x (C, H, W) out as words of four channels: planes (ceil(C / 4), phases, places). Bytes are xored with flip.
 
@@ -129,7 +130,7 @@ def image_planes(x: Any, fill: Any, flip: Any, layout: Any, words: Any, planes: 
             _place(words, x.shape[2], vertical, horizontal, layout.width, blank, np.int64(mask), planes[b, p])
 
 
-@njit(nogil=True)
+@inner
 def patch_sums(planes: Any, phases: Any, shifts: Any, sums: Any, out: Any) -> None:
     """Write to out (positions,) int32 what each patch's bytes sum to; sums (phases, places) is working space."""
     for p in range(planes.shape[1]):
@@ -149,13 +150,13 @@ def patch_sums(planes: Any, phases: Any, shifts: Any, sums: Any, out: Any) -> No
             out[i] += source[i]
 
 
-@njit(nogil=True)
+@inner
 def _without_ends(flat: Any, width: int, rows: int, columns: int, out: Any) -> None:
     """Write rows of `columns` int32 that lie `width` apart one behind the other; both have a vector more of room."""
     copy_rows(out.ctypes.data, 4 * columns, flat.ctypes.data, 4 * width, rows, 4 * columns, 0)
 
 
-@njit(nogil=True)
+@inner
 def _extremes(acc: Any) -> Any:
     low, high = acc[0], acc[0]
     for i in range(acc.size):
@@ -163,13 +164,13 @@ def _extremes(acc: Any) -> Any:
     return low, high
 
 
-@njit(nogil=True)
+@inner
 def _scaled(acc: Any, base: Any, scale: Any, out: Any) -> None:
     for i in range(acc.size):
         out[i] = np.float32((np.float64(acc[i]) + base) * scale)
 
 
-@njit(nogil=True)
+@inner
 def _scaled_shifted(acc: Any, base: Any, sums: Any, zero: Any, scale: Any, out: Any) -> None:
     # Integers below 2**53 throughout, so nothing rounds before the last product.
     for i in range(acc.size):
@@ -205,13 +206,13 @@ def image_work(shape: tuple[int, ...], layout: Layout) -> ImageWork:
     return ImageWork(flat, planes, words, sums, patches, acc, channel, patch_channel)
 
 
-@njit(nogil=True)
+@inner
 def _store_codes(acc: Any, moved: Any, column: Any) -> None:
     for i in range(column.size):
         column[i] = acc[i] - moved
 
 
-@njit(nogil=True)
+@inner
 def _finish_channel(acc: Any, patches: Any, zero: Any, base: Any, scale: Any, out: Any) -> Any:
     """Write one output channel (OH * OW,) from its sums; return the smallest and largest of them."""
     if zero:
@@ -267,13 +268,13 @@ def convolve(
     return lowest, highest
 
 
-@njit(nogil=True)
+@inner
 def _copy(source: Any, out: Any) -> None:
     for i in range(source.size):
         out[i] = source[i]
 
 
-@njit(nogil=True)
+@inner
 def byte_planes(x: Any, fill: Any, flip: Any, layout: Any, line: Any, planes: Any) -> None:
     """Lay x (C, H, W) out channel by channel: planes (C or more, phases, places) of bytes xored with flip.
 
@@ -287,13 +288,13 @@ def byte_planes(x: Any, fill: Any, flip: Any, layout: Any, line: Any, planes: An
             _place(line, x.shape[2], vertical, horizontal, layout.width, fill ^ flip, mask, planes[c, p])
 
 
-@njit(nogil=True)
+@inner
 def _add_bytes(bytes_: Any, total: Any) -> None:
     for i in range(bytes_.size):
         total[i] += np.int32(bytes_[i])
 
 
-@njit(nogil=True)
+@inner
 def _sum(codes: Any) -> Any:
     total = np.int32(0)
     for i in range(codes.size):
@@ -301,13 +302,13 @@ def _sum(codes: Any) -> Any:
     return total
 
 
-@njit(nogil=True)
+@inner
 def _store_words(line: Any, column: Any) -> None:
     for j in range(column.size):
         column[j] = line[j]
 
 
-@njit(nogil=True)
+@inner
 def gradient_words(dh: Any, width: int, line: Any, placed: Any, words: Any, column_sums: Any) -> None:
     """Write dh (CO, OH, OW) bytes as words of four positions, words (positions / 4, CO or more); add up its codes.
 

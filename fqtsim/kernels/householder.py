@@ -10,6 +10,7 @@ from numba import njit
 
 from fqtsim.kernels.column_tile import LANES, column_sums
 from fqtsim.kernels.exact_sum import BLOCK
+from fqtsim.kernels.jit import inner
 from fqtsim.kernels.threads import parts, run
 
 Array = np.ndarray[Any, Any]
@@ -20,19 +21,19 @@ SCRATCH = 1 << 16
 _LEAST, _GREATEST = np.int32(2147483647), np.int32(-2147483648)
 
 
-@njit(nogil=True)
+@inner
 def _fetch(x: Any, factor: Any, out: Any) -> None:
     for c in range(out.size):
         out[c] = x[c] * factor
 
 
-@njit(nogil=True)
+@inner
 def _copy(x: Any, out: Any) -> None:
     for c in range(out.size):
         out[c] = x[c]
 
 
-@njit(nogil=True)
+@inner
 def _means(sums: Any, root: Any, mean: Any) -> Any:
     """Set mean to the sums by root; count those that are not finite."""
     broken = np.int32(0)
@@ -42,32 +43,32 @@ def _means(sums: Any, root: Any, mean: Any) -> Any:
     return broken
 
 
-@njit(nogil=True)
+@inner
 def _pull(leader: Any, mean: Any, root: Any, pull: Any) -> None:
     """Set pull to what is taken from the followers."""
     for c in range(leader.size):
         pull[c] = (mean[c] - leader[c]) / (root - np.float32(1))
 
 
-@njit(nogil=True)
+@inner
 def _follow(x: Any, pull: Any, out: Any) -> None:
     for c in range(x.size):
         out[c] = x[c] - pull[c]
 
 
-@njit(nogil=True)
+@inner
 def _follow_divided(x: Any, pull: Any, divisor: Any, out: Any) -> None:
     for c in range(x.size):
         out[c] = (x[c] - pull[c]) / divisor
 
 
-@njit(nogil=True)
+@inner
 def _divide(x: Any, divisor: Any, out: Any) -> None:
     for c in range(x.size):
         out[c] = x[c] / divisor
 
 
-@njit(nogil=True)
+@inner
 def _stretch(bits: Any, ends: Any) -> None:
     """Widen ends, (least, greatest) keys (quantize.extremes), to the int32 views of float32 numbers."""
     least, greatest = ends[0], ends[1]

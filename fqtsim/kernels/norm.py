@@ -12,22 +12,23 @@ import numpy as np
 from numba import njit
 
 from fqtsim.kernels.exact_sum import MAGNITUDE, ROUNDER, ROUNDER_BITS, exponent, power, shift_of, value
+from fqtsim.kernels.jit import inner
 from fqtsim.kernels.threads import parts, run
 
 Array = np.ndarray[Any, Any]
 
 
-@njit(nogil=True)
+@inner
 def _magnitude(x: Any) -> Any:
     return np.float32(x).view(np.int32) & np.int32(MAGNITUDE)
 
 
-@njit(nogil=True)
+@inner
 def _term(x: Any, scale: Any) -> Any:
     return np.float64(np.float64(x) * scale + ROUNDER).view(np.int64) - ROUNDER_BITS
 
 
-@njit(nogil=True)
+@inner
 def _largest(x: Any) -> Any:
     top = np.int32(0)
     for i in range(x.size):
@@ -35,7 +36,7 @@ def _largest(x: Any) -> Any:
     return top
 
 
-@njit(nogil=True)
+@inner
 def _total(x: Any, scale: Any) -> Any:
     total = np.int64(0)
     for i in range(x.size):
@@ -43,7 +44,7 @@ def _total(x: Any, scale: Any) -> Any:
     return total
 
 
-@njit(nogil=True)
+@inner
 def _largest_square(x: Any, mean: Any) -> Any:
     top = np.int32(0)
     for i in range(x.size):
@@ -52,7 +53,7 @@ def _largest_square(x: Any, mean: Any) -> Any:
     return top
 
 
-@njit(nogil=True)
+@inner
 def _total_square(x: Any, mean: Any, scale: Any) -> Any:
     total = np.int64(0)
     for i in range(x.size):
@@ -82,13 +83,13 @@ def _statistics(x: Any, shift: int, first: int, last: int, out: Any) -> None:
         out[0, c], out[1, c] = mean, np.float32(value(top, total, shift))
 
 
-@njit(nogil=True)
+@inner
 def _normalize_row(x: Any, mean: Any, inv: Any, gamma: Any, beta: Any, y: Any) -> None:
     for i in range(x.size):
         y[i] = ((x[i] - mean) * inv) * gamma + beta
 
 
-@njit(nogil=True)
+@inner
 def _standardize_row(x: Any, mean: Any, inv: Any, y: Any) -> None:
     for i in range(x.size):
         y[i] = (x[i] - mean) * inv
@@ -104,7 +105,7 @@ def _normalize(x: Any, mean: Any, inv: Any, gamma: Any, beta: Any, first: int, l
                 _standardize_row(x[n, c], mean[c], inv[c], y[n, c])
 
 
-@njit(nogil=True)
+@inner
 def _largest_pair(dy: Any, x: Any, mean: Any, inv: Any) -> Any:
     top, along = np.int32(0), np.int32(0)
     for i in range(x.size):
@@ -113,7 +114,7 @@ def _largest_pair(dy: Any, x: Any, mean: Any, inv: Any) -> Any:
     return top, along
 
 
-@njit(nogil=True)
+@inner
 def _total_pair(dy: Any, x: Any, mean: Any, inv: Any, scale: Any, along_scale: Any) -> Any:
     total, along = np.int64(0), np.int64(0)
     for i in range(x.size):
@@ -122,13 +123,13 @@ def _total_pair(dy: Any, x: Any, mean: Any, inv: Any, scale: Any, along_scale: A
     return total, along
 
 
-@njit(nogil=True)
+@inner
 def _centred_row(dy: Any, x: Any, mean: Any, inv: Any, scale: Any, dy_mean: Any, along: Any, dx: Any) -> None:
     for i in range(x.size):
         dx[i] = scale * ((dy[i] - dy_mean) - ((x[i] - mean) * inv) * along)
 
 
-@njit(nogil=True)
+@inner
 def _scaled_row(dy: Any, scale: Any, dx: Any) -> None:
     for i in range(dy.size):
         dx[i] = scale * dy[i]
