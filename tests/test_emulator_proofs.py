@@ -10,8 +10,9 @@ from agreement import summary
 from mac import chain, datapath
 
 from fqtsim.backends import emulator, get_backend
+from fqtsim.backends.exact import subset_limit
 from fqtsim.backends.stepwise import prepare, prepare_for_formats, start_values
-from fqtsim.kernels.gemm import extremes
+from fqtsim.kernels.ends import extremes
 
 BACKENDS = ("reference", "stepwise", "emulator")
 
@@ -19,7 +20,7 @@ BACKENDS = ("reference", "stepwise", "emulator")
 def bound_holds(a: Any, b: Any, path: Any, c: Any = None) -> bool:
     start = start_values(c, a.shape[0], b.shape[1])
     lowered = prepare(a, b, path, start)
-    return emulator.bounded_by_columns(a, b, lowered, start, emulator.subset_limit(lowered))
+    return emulator.bounded_by_columns(a, b, lowered, start, subset_limit(lowered))
 
 
 @pytest.mark.parametrize("flipped", [False, True])

@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from fqtsim.backends import fused_cpu_proof
+from fqtsim.backends.fused_cpu import FusedNorm
+from fqtsim.backends.fused_cpu_proof import SEQUENCES
 from fqtsim.backends.primitives import Primitives
-from fqtsim.errors import TrainingStopped
+from fqtsim.errors import BackendRefused, TrainingStopped
+from fqtsim.kernels import norm as kernels
 from fqtsim.kernels import threads
 from fqtsim.quantizers import quantizer
 from fqtsim.train import elementwise, norm
@@ -24,11 +28,7 @@ ANY = st.floats(width=32)
 FINITE = st.one_of(st.sampled_from([0.0, -0.0, 1e-45, -1e-38, 1.5, -2.0, 3e4]), st.floats(-9, 9, width=32))
 
 
-class Sequences(Primitives):
-    """No fused form."""
-
-
-PLAIN = Sequences()
+PLAIN = SEQUENCES
 
 
 def images(elements: st.SearchStrategy[float] = FINITE) -> st.SearchStrategy[Float32]:
@@ -60,6 +60,36 @@ def whole(x: Float32, dy: Float32, affine: Any, from_batch: bool, p: Primitives)
 def test_only_the_plain_primitives_are_fused() -> None:
     assert FUSED.fused_norm is not None
     assert PLAIN.fused_norm is None
+
+
+@pytest.mark.parametrize("name", ["statistics", "normalize", "gradients"])
+def test_a_batch_norm_that_differs_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = getattr(kernels, name)
+
+    def wrong(*args: Any) -> Any:
+        found = honest(*args)
+        first = found[0] if isinstance(found, tuple) else found
+        first.reshape(-1)[-1] = np.nextafter(first.reshape(-1)[-1], np.float32(np.inf))
+        return found
+
+    monkeypatch.setattr(kernels, name, wrong)
+    with pytest.raises(BackendRefused, match=r"the fused form of batch norm.* differs from its sequence"):
+        norm._prove.__wrapped__(FusedNorm())
+
+
+@pytest.mark.parametrize("name", ["relu", "relu_gradient", "mix", "unmix"])
+def test_a_form_that_differs_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = getattr(Primitives, name)
+
+    def wrong(self: Primitives, *args: Any) -> Any:
+        found = honest(self, *args)
+        if type(self) is Primitives:
+            (found[0] if isinstance(found, tuple) else found)[2, 5] += np.float32(1)
+        return found
+
+    monkeypatch.setattr(Primitives, name, wrong)
+    with pytest.raises(BackendRefused, match=r"cpu: the fused form of .* differs from its sequence"):
+        fused_cpu_proof.prove_elements.__wrapped__()
 
 
 @given(images(), st.data(), st.booleans(), st.booleans())

@@ -18,7 +18,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("triton is not installed: pip install 'fqtsim[triton]'", allow_module_level=True)
 
 from fqtsim.backends import get_backend
-from fqtsim.backends.emulator import subset_limit as subset_limit_of_the_emulator
+from fqtsim.backends.exact import subset_limit as subset_limit_of_the_emulator
 from fqtsim.backends.stepwise import prepare
 from fqtsim.hw.load import load_hardware
 from fqtsim.hw.lower import Range, lower

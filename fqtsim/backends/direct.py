@@ -12,10 +12,10 @@ from functools import cache, lru_cache
 import numpy as np
 
 from fqtsim.backends.base import Array, Events, GemmResult, code_dtype
-from fqtsim.backends.exact import operand_range, unlimited_dtype, wrap_codes
+from fqtsim.backends.exact import operand_range, subset_limit, unlimited_dtype, wrap_codes
 from fqtsim.backends.stepwise import finish
 from fqtsim.errors import BackendRefused
-from fqtsim.hw.lower import EXACT, HIGH, LOW, MODE, Lowered, Range, lower
+from fqtsim.hw.lower import Lowered, Range, lower
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import correlate as kernels
 from fqtsim.kernels import threads
@@ -136,16 +136,6 @@ def lowered_for(datapath: Datapath, k: int, a: Range, b: Range) -> Lowered:
     return lower(datapath, k, a, b, Range(0, 0))
 
 
-def holds_all(lowered: Lowered, largest_sum: int) -> bool:
-    """Tell whether no register can change a sum of items that never passes `largest_sum` in magnitude."""
-    limited = lowered.table[lowered.table[:, MODE] != EXACT]
-    if lowered.never_overflows or not len(limited):
-        return True
-    # A sum of some items of a group, in any order; every register holds it. One strictly inside the rails is at none.
-    low, high = limited[:, LOW], limited[:, HIGH]
-    return bool(largest_sum < high.min() and -largest_sum > low.max())
-
-
 def images(job: Images, datapath: Datapath, out: Array, with_codes: bool) -> GemmResult | None:
     """Write the float32 outputs (N, CO, OH, OW) and return what the GEMM did; None where this has no proof.
 
@@ -158,7 +148,8 @@ def images(job: Images, datapath: Datapath, out: Array, with_codes: bool) -> Gem
     b = any_code(job.weight)
 
     def holds(a: Range) -> bool:
-        return holds_all(lowered_for(datapath, job.terms, a, b), a.magnitude * longest)
+        lowered = lowered_for(datapath, job.terms, a, b)
+        return lowered.never_overflows or a.magnitude * longest < subset_limit(lowered)
 
     # The bytes that enter the products are the codes, or the codes plus 128. Most datapaths hold any bytes.
     if 256 * longest >= INT32 or not (holds(any_code(job.codes)) or holds(with_fill(job.codes, job.fill))):

@@ -18,7 +18,14 @@ import numpy as np
 
 from fqtsim.backends import direct, grouped, int8
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
-from fqtsim.backends.exact import exact_product, operand_range, unlimited_dtype, unlimited_result, wrap_codes
+from fqtsim.backends.exact import (
+    exact_product,
+    operand_range,
+    subset_limit,
+    unlimited_dtype,
+    unlimited_result,
+    wrap_codes,
+)
 from fqtsim.backends.stepwise import (
     finish,
     finish_groups,
@@ -29,7 +36,7 @@ from fqtsim.backends.stepwise import (
     untouched,
     with_trace,
 )
-from fqtsim.hw.lower import EXACT, HIGH, LOW, MODE, Lowered
+from fqtsim.hw.lower import Lowered
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import gemm as kernels
 
@@ -82,9 +89,7 @@ class Emulator(Backend):
             )
         return finish_groups(codes, unlimited, lowered, datapath, (len(a), a.shape[1], b.shape[2]))
 
-    def convolve(
-        self, job: direct.Images, datapath: Datapath, out: Array, with_codes: bool
-    ) -> GemmResult | None:
+    def convolve(self, job: direct.Images, datapath: Datapath, out: Array, with_codes: bool) -> GemmResult | None:
         return direct.images(job, datapath, out, with_codes) if self._is_plain else None
 
     def correlate(self, job: direct.Gradient, datapath: Datapath) -> tuple[GemmResult, Array, Array] | None:
@@ -153,20 +158,6 @@ def completed_codes(a: Array, b: Array, lowered: Lowered, start: Array | None, u
     codes = unlimited.astype(np.promote_types(unlimited.dtype, stepped.dtype))
     codes[place] = stepped
     return codes
-
-
-def subset_limit(lowered: Lowered) -> int:
-    """Return the largest magnitude that every register of the chain holds; 0 where the bound does not apply.
-
-    Dropped bits change the items, and an unsigned register must not see a negative partial sum.
-    """
-    limited = lowered.table[lowered.table[:, MODE] != EXACT]
-    low, high = limited[:, LOW], limited[:, HIGH]
-    if lowered.dropped_bits or (low.max() >= 0 and lowered.product.low < 0):
-        return 0
-    # With no negative product an unsigned register's lower rail cannot be passed, a signed one's even less.
-    rails = high if lowered.product.low >= 0 else np.minimum(high, -low)
-    return int(rails.min())
 
 
 def open_rows_and_columns(a: Array, b: Array, start: Array | None, limit: int) -> Block:

@@ -92,11 +92,14 @@ class TileJob:
         driver.convert(self.packed, left_shift, lane.doubled)
         self.acc = np.full((tiles * rows, self.panels * width), lane.offset << lane.shift, driver.dtype)
         if c is not None:
-            start = without_repeats(c.T if self.swapped else c)
-            if start.size < self.size[0] * self.size[1]:  # a row, a column or a number
-                lanes = (start + lane.offset) << lane.shift
-                self.acc[: self.size[0], : self.size[1]] = lanes.astype(driver.dtype)
-                return
+            self._start(without_repeats(c.T if self.swapped else c))
+
+    def _start(self, start: Array) -> None:
+        lane = self.lane
+        if start.size < self.size[0] * self.size[1]:  # a row, a column or a number
+            lanes = (start + lane.offset) << lane.shift
+            self.acc[: self.size[0], : self.size[1]] = lanes.astype(self.driver.dtype)
+        else:
             threads.run(
                 lambda first, last: kernels.codes_to_lanes(start, lane.offset, lane.shift, self.acc, first, last),
                 threads.parts(*start.shape),
@@ -141,6 +144,20 @@ class TileJob:
             threads.parts(*block.shape),
         )
         return codes
+
+
+def subset_limit(lowered: Lowered) -> int:
+    """Return the largest magnitude that every register of the chain holds; 0 where the bound does not apply.
+
+    Dropped bits change the items, and an unsigned register must not see a negative partial sum.
+    """
+    limited = lowered.table[lowered.table[:, MODE] != EXACT]
+    low, high = limited[:, LOW], limited[:, HIGH]
+    if lowered.dropped_bits or (low.max() >= 0 and lowered.product.low < 0):
+        return 0
+    # With no negative product an unsigned register's lower rail cannot be passed, a signed one's even less.
+    rails = high if lowered.product.low >= 0 else np.minimum(high, -low)
+    return int(rails.min())
 
 
 def unlimited_dtype(lowered: Lowered) -> type:
@@ -203,8 +220,8 @@ def unlimited_result(a: Array, b: Array, lowered: Lowered, start: Array | None, 
     if start is None:
         return total.astype(dtype, copy=False)
     # In the result's own type: U fits it, and integers that wrap on the way come back.
-    with np.errstate(over="ignore"):
-        return total.astype(dtype, copy=False) + without_repeats(start).astype(dtype)
+    shifted: Array = total.astype(dtype, copy=False) + without_repeats(start).astype(dtype)
+    return shifted
 
 
 def wrap_codes(values: Array, lowered: Lowered) -> Array:

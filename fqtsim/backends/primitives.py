@@ -24,6 +24,7 @@ from fqtsim.kernels import luq as _luq
 from fqtsim.kernels import norm as _norm
 from fqtsim.kernels import quantize as _quantize
 from fqtsim.kernels import random as _random
+from fqtsim.kernels.ends import from_keys
 from fqtsim.kernels.grid import Grid
 from fqtsim.kernels.quantize import Draw
 from fqtsim.words import Rounding
@@ -233,7 +234,7 @@ class Primitives(HostArrays):
             rows = self.reflect(self.multiply(x, s[:, None]), groups)
             return rows, *self.extremes(rows)
         mixed = self._mixed(x, groups, as_float32(s), None, True)
-        least, greatest = _quantize.from_keys(mixed.ends)
+        least, greatest = from_keys(mixed.ends)
         if not (np.isfinite(least).all() and np.isfinite(greatest).all()):
             least, greatest = self.extremes(mixed.rows)  # which says where
         return mixed.rows, least, greatest
@@ -268,8 +269,12 @@ class Primitives(HostArrays):
         return out
 
     def prove(self) -> None:
-        """Run the shipped adversarial vectors. Raises BackendRefused naming the first primitive that fails."""
+        """Run the shipped vectors, and prove the fused forms. Raises BackendRefused naming the first that fails."""
         prove(self)
+        if type(self) is Primitives:
+            from fqtsim.backends.fused_cpu_proof import prove_elements
+
+            prove_elements()
 
 
 DEFAULT_PRIMITIVES = Primitives()

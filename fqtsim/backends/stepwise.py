@@ -25,6 +25,7 @@ from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels import trace as tracing
+from fqtsim.kernels.ends import extremes
 
 
 class TilePlan(NamedTuple):
@@ -164,7 +165,7 @@ def finish(codes: Array, unlimited: Array, lowered: Lowered, dtype: type) -> Gem
         return GemmResult(codes.astype(dtype, copy=False), Events())
     low, high = rails(lowered)
     if codes is unlimited:
-        minimum, maximum = kernels.extremes(codes)
+        minimum, maximum = extremes(codes)
         if low < minimum and maximum < high:
             return GemmResult(codes.astype(dtype, copy=False), Events(), minimum, maximum)
     word = np.promote_types(codes.dtype, unlimited.dtype)

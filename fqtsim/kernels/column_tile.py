@@ -9,10 +9,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from fqtsim.kernels.exact_sum import MAGNITUDE, NOT_FINITE, ROUNDER, ROUNDER_BITS
+from fqtsim.kernels.tile import emit_loop
 
 LANES = 16
 HALF = LANES // 2
 _INT32, _INT64, _FLOAT, _DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+_ONE = ir.Constant(_INT64, 1)
 SHIFT = 40
 """Bits of a term: sums of up to 2**22 terms fit int64."""
 
@@ -23,28 +25,6 @@ def _vector(element: ir.Type, count: int) -> Any:
 
 def _all(kind: Any, number: Any) -> Any:
     return ir.Constant(kind, [number] * kind.count)
-
-
-def _loop(builder: Any, n: Any, step: int, first: list[Any], body: Any) -> list[Any]:
-    """Emit `for i in range(0, n, step)` with values carried in registers; return the last ones."""
-    entry, head = builder.block, builder.append_basic_block("head")
-    inside, done = builder.append_basic_block("inside"), builder.append_basic_block("done")
-    builder.branch(head)
-    builder.position_at_end(head)
-    index = builder.phi(_INT64)
-    values = [builder.phi(value.type) for value in first]
-    builder.cbranch(builder.icmp_signed("<", index, n), inside, done)
-    builder.position_at_end(inside)
-    advanced = body(index, values)
-    back = builder.block
-    index.add_incoming(ir.Constant(_INT64, 0), entry)
-    index.add_incoming(builder.add(index, ir.Constant(_INT64, step)), back)
-    builder.branch(head)
-    for phi, value, new in zip(values, first, advanced, strict=True):
-        phi.add_incoming(value, entry)
-        phi.add_incoming(new, back)
-    builder.position_at_end(done)
-    return values
 
 
 def _half(builder: Any, x: Any, half: int) -> Any:
@@ -83,7 +63,7 @@ class _Columns:
             bits = builder.and_(bits, _all(bits.type, MAGNITUDE))
             return [builder.select(builder.icmp_signed(">", bits, values[0]), bits, values[0])]
 
-        (top,) = _loop(builder, self.n_rows, 1, [_all(_vector(_INT32, LANES), 0)], raised)
+        (top,) = emit_loop(builder, self.n_rows, [_all(_vector(_INT32, LANES), 0)], raised, _ONE)
         return top
 
     def exponents(self, top: Any) -> Any:
@@ -109,7 +89,7 @@ class _Columns:
                 terms.append(builder.add(total, builder.bitcast(term, zero.type)))
             return terms
 
-        totals = _loop(builder, self.n_rows, 1, [zero, zero], added)
+        totals = emit_loop(builder, self.n_rows, [zero, zero], added, _ONE)
         # Every term came with the bits of the rounder; modulo 2**64 they are taken away at once.
         extra, extras = builder.mul(self.n_rows, ir.Constant(_INT64, ROUNDER_BITS)), zero
         for i in range(HALF):
@@ -146,7 +126,7 @@ def _column_sums(_context: Any, rows: Any, pitch: Any, n_rows: Any, width: Any, 
             builder.store(sums, place, align=4)
             return []
 
-        _loop(builder, columns, LANES, [], sixteen)
+        emit_loop(builder, columns, [], sixteen, ir.Constant(_INT64, LANES))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), codegen

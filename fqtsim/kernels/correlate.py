@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from fqtsim.kernels import correlate_tile as tiles
+from fqtsim.kernels.ends import ends
 from fqtsim.kernels.jit import inner
 from fqtsim.kernels.tile import VECTOR
 
@@ -157,14 +158,6 @@ def _without_ends(flat: Any, width: int, rows: int, columns: int, out: Any) -> N
 
 
 @inner
-def _extremes(acc: Any) -> Any:
-    low, high = acc[0], acc[0]
-    for i in range(acc.size):
-        low, high = min(low, acc[i]), max(high, acc[i])
-    return low, high
-
-
-@inner
 def _scaled(acc: Any, base: Any, scale: Any, out: Any) -> None:
     for i in range(acc.size):
         out[i] = np.float32((np.float64(acc[i]) + base) * scale)
@@ -219,7 +212,7 @@ def _finish_channel(acc: Any, patches: Any, zero: Any, base: Any, scale: Any, ou
         _scaled_shifted(acc, base, patches, zero, scale, out)
     else:
         _scaled(acc, base, scale, out)
-    return _extremes(acc)
+    return ends(acc)
 
 
 @njit(nogil=True)

@@ -28,20 +28,32 @@ ROUNDER_BITS = int(np.array(ROUNDER).view(np.int64)[()])
 
 
 @njit(nogil=True)
-def _largest(bits: Any) -> Any:
-    """Return the largest magnitude pattern of the int32 views of float32 numbers."""
-    largest = np.int32(0)
-    for i in range(bits.size):
-        largest = max(largest, bits[i] & np.int32(MAGNITUDE))
-    return largest
+def magnitude(bits: Any) -> Any:
+    """Return the magnitude pattern of an int32 view of a float32 number."""
+    return bits & np.int32(MAGNITUDE)
 
 
 @njit(nogil=True)
-def _scaled_sum(x: Any, scale: Any) -> Any:
-    """Return the int64 sum of rint(x * scale), scale a power of two."""
+def term(x: Any, scale: Any) -> Any:
+    """Return rint(x * scale) as int64, scale a power of two."""
+    return np.float64(np.float64(x) * scale + ROUNDER).view(np.int64) - ROUNDER_BITS
+
+
+@njit(nogil=True)
+def largest(bits: Any) -> Any:
+    """Return the largest magnitude pattern of the int32 views of float32 numbers."""
+    top = np.int32(0)
+    for i in range(bits.size):
+        top = max(top, magnitude(bits[i]))
+    return top
+
+
+@njit(nogil=True)
+def scaled_sum(x: Any, scale: Any) -> Any:
+    """Return the int64 sum of the terms of x."""
     total = np.int64(0)
     for i in range(x.size):
-        total += np.float64(np.float64(x[i]) * scale + ROUNDER).view(np.int64) - ROUNDER_BITS
+        total += term(x[i], scale)
     return total
 
 
@@ -52,15 +64,15 @@ def power(exponent: Any) -> Any:
 
 
 @njit(nogil=True)
-def exponent(largest: Any) -> Any:
+def exponent(top: Any) -> Any:
     """Return e of S5.3: every |x| of the sum is below 2**e."""
-    return max(np.int64(1), np.int64(largest) >> 23) - 126
+    return max(np.int64(1), np.int64(top) >> 23) - 126
 
 
 @njit(nogil=True)
-def value(largest: Any, total: Any, shift: Any) -> Any:
+def value(top: Any, total: Any, shift: Any) -> Any:
     """Return the sum that the integer `total` stands for; NaN where a term was not finite."""
-    return np.float64(total) * power(exponent(largest) - shift) if largest < NOT_FINITE else np.nan
+    return np.float64(total) * power(exponent(top) - shift) if top < NOT_FINITE else np.nan
 
 
 @njit(nogil=True)
@@ -70,22 +82,22 @@ def _sum_rows(x: Any, bits: Any, shift: Any, first: Any, last: Any, out: Any) ->
         p, m = o // x.shape[2], o % x.shape[2]
         top, total = np.int32(0), np.int64(0)
         for a in range(x.shape[1]):
-            top = max(top, _largest(bits[p, a, m]))
+            top = max(top, largest(bits[p, a, m]))
         for a in range(x.shape[1]):
-            total += _scaled_sum(x[p, a, m], power(shift - exponent(top)))
+            total += scaled_sum(x[p, a, m], power(shift - exponent(top)))
         out[o] = value(top, total, shift)
 
 
 @njit(nogil=True)
-def raise_tops(bits: Any, tops: Any) -> None:
+def _raise_tops(bits: Any, tops: Any) -> None:
     for c in range(bits.size):
-        tops[c] = max(tops[c], bits[c] & np.int32(MAGNITUDE))
+        tops[c] = max(tops[c], magnitude(bits[c]))
 
 
 @njit(nogil=True)
-def add_terms(x: Any, scales: Any, totals: Any) -> None:
+def _add_terms(x: Any, scales: Any, totals: Any) -> None:
     for c in range(x.size):
-        totals[c] += np.float64(np.float64(x[c]) * scales[c] + ROUNDER).view(np.int64) - ROUNDER_BITS
+        totals[c] += term(x[c], scales[c])
 
 
 @njit(nogil=True)
@@ -96,14 +108,14 @@ def _sum_block(x: Any, bits: Any, owner: Any, start: Any, stop: Any, shift: Any,
     tops, scales, totals = np.zeros(width, np.int32), np.empty(width, np.float64), np.zeros(width, np.int64)
     top, total = np.zeros(outputs, np.int32), np.zeros(outputs, np.int64)
     for i in range(0, x.size, row):
-        raise_tops(bits[i + start : i + stop], tops)
+        _raise_tops(bits[i + start : i + stop], tops)
     for c in range(width):
         o = owner[start + c] - base
         top[o] = max(top[o], tops[c])
     for c in range(width):
         scales[c] = power(shift - exponent(top[owner[start + c] - base]))
     for i in range(0, x.size, row):
-        add_terms(x[i + start : i + stop], scales, totals)
+        _add_terms(x[i + start : i + stop], scales, totals)
     for c in range(width):
         total[owner[start + c] - base] += totals[c]
     for o in range(outputs):
@@ -135,9 +147,9 @@ def _one_long(x: Any, shift: int) -> Any:
     """Return the one sum of all of x, its parts combined in integers."""
     flat = x.reshape(-1)
     bits, ranges = flat.view(np.int32), parts(flat.size)
-    top = max(run(lambda i, j: _largest(bits[i:j]), ranges))
+    top = max(run(lambda i, j: largest(bits[i:j]), ranges))
     scale = power(shift - exponent(top))
-    total = sum(run(lambda i, j: _scaled_sum(flat[i:j], scale), ranges))
+    total = sum(run(lambda i, j: scaled_sum(flat[i:j], scale), ranges))
     return np.array(value(top, total, shift))
 
 

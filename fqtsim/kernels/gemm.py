@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.shift import floor_shift
 from fqtsim.kernels.tile import Tile, lanes
@@ -205,21 +204,6 @@ def count_events(codes: Any, unlimited: Any, low: int, high: int, counts: Any) -
         minimum, maximum = min(minimum, u), max(maximum, u)
     counts[0], counts[1], counts[2] = altered, out_of_range, transient
     counts[3], counts[4], counts[5] = word(minimum), word(maximum), at_rail
-
-
-@njit(nogil=True)
-def _extremes(codes: Any) -> Any:
-    low, high = codes[0], codes[0]
-    for i in range(codes.size):
-        low, high = min(low, codes[i]), max(high, codes[i])
-    return low, high
-
-
-def extremes(codes: Any) -> tuple[int, int]:
-    """Return the smallest and largest of integers of 32 or 64 bits, at least one."""
-    flat = codes.ravel()
-    found = threads.run(lambda first, last: _extremes(flat[first:last]), threads.parts(flat.size))
-    return min(int(low) for low, _ in found), max(int(high) for _, high in found)
 
 
 @njit(nogil=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 
 from fqtsim.kernels.column_tile import LANES, column_sums
+from fqtsim.kernels.ends import GREATEST, LEAST, widen
 from fqtsim.kernels.exact_sum import BLOCK
 from fqtsim.kernels.jit import inner
 from fqtsim.kernels.threads import parts, run
@@ -18,7 +19,6 @@ Array = np.ndarray[Any, Any]
 
 SCRATCH = 1 << 16
 """Values of a group's rows that are worked on at a time: they stay in the second-level cache over all passes."""
-_LEAST, _GREATEST = np.int32(2147483647), np.int32(-2147483648)
 
 
 @inner
@@ -68,16 +68,6 @@ def _divide(x: Any, divisor: Any, out: Any) -> None:
         out[c] = x[c] / divisor
 
 
-@inner
-def _stretch(bits: Any, ends: Any) -> None:
-    """Widen ends, (least, greatest) keys (quantize.extremes), to the int32 views of float32 numbers."""
-    least, greatest = ends[0], ends[1]
-    for i in range(bits.size):
-        key = bits[i] ^ ((bits[i] >> 31) & np.int32(0x7FFFFFFF))
-        least, greatest = min(least, key), max(greatest, key)
-    ends[0], ends[1] = least, greatest
-
-
 @njit(nogil=True)
 def _mix(
     x: Any, order: Any, starts: Any, roots: Any, factors: Any, divisors: Any, largest: int, width: int, first: int,
@@ -115,7 +105,8 @@ def _mix(
                 else:
                     _copy(scratch[:size], target)
                 if ends.size:
-                    _stretch(target.view(np.int32), ends[rows[r]])
+                    own = ends[rows[r]]
+                    own[0], own[1] = widen(target.view(np.int32), own[0], own[1])
     return broken
 
 
@@ -145,7 +136,7 @@ def mix(
 
     def part(first: int, last: int) -> tuple[int, Array]:
         ends = np.empty((len(x) if with_ends else 0, 2), np.int32)
-        ends[:] = _LEAST, _GREATEST
+        ends[:] = LEAST, GREATEST
         return _mix(x, order, starts, roots, before, after, largest, width, first, last, out, ends), ends
 
     parts_ = run(part, parts(blocks, width * len(x)))

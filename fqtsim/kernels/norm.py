@@ -1,4 +1,4 @@
-"""Batch norm channel by channel, fused (S5.11): what fqtsim/train/norm.py does by primitives, equal to it bit for bit.
+"""Batch norm channel by channel, and ReLU, fused (S5.11): equal to the sequences of primitives bit for bit.
 
 A channel's values are read from memory once and stay in a cache for the passes that an exact sum needs. Every line is
 one float32 operation per symbol; sums are those of exact_sum.py. Arrays are (N, C, positions).
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from fqtsim.kernels.exact_sum import MAGNITUDE, ROUNDER, ROUNDER_BITS, exponent, power, shift_of, value
+from fqtsim.kernels.exact_sum import exponent, largest, magnitude, power, scaled_sum, shift_of, term, value
 from fqtsim.kernels.jit import inner
 from fqtsim.kernels.threads import parts, run
 
@@ -19,29 +19,8 @@ Array = np.ndarray[Any, Any]
 
 
 @inner
-def _magnitude(x: Any) -> Any:
-    return np.float32(x).view(np.int32) & np.int32(MAGNITUDE)
-
-
-@inner
-def _term(x: Any, scale: Any) -> Any:
-    return np.float64(np.float64(x) * scale + ROUNDER).view(np.int64) - ROUNDER_BITS
-
-
-@inner
-def _largest(x: Any) -> Any:
-    top = np.int32(0)
-    for i in range(x.size):
-        top = max(top, _magnitude(x[i]))
-    return top
-
-
-@inner
-def _total(x: Any, scale: Any) -> Any:
-    total = np.int64(0)
-    for i in range(x.size):
-        total += _term(x[i], scale)
-    return total
+def _size(x: Any) -> Any:
+    return magnitude(np.float32(x).view(np.int32))
 
 
 @inner
@@ -49,7 +28,7 @@ def _largest_square(x: Any, mean: Any) -> Any:
     top = np.int32(0)
     for i in range(x.size):
         d = x[i] - mean
-        top = max(top, _magnitude(d * d))
+        top = max(top, _size(d * d))
     return top
 
 
@@ -58,21 +37,21 @@ def _total_square(x: Any, mean: Any, scale: Any) -> Any:
     total = np.int64(0)
     for i in range(x.size):
         d = x[i] - mean
-        total += _term(d * d, scale)
+        total += term(d * d, scale)
     return total
 
 
 @njit(nogil=True)
-def _statistics(x: Any, shift: int, first: int, last: int, out: Any) -> None:
+def _statistics(x: Any, bits: Any, shift: int, first: int, last: int, out: Any) -> None:
     """Fill out[:, first..last]: mean, sum of squared deviations; NaN where a term is not finite."""
     count = np.float32(x.shape[0] * x.shape[2])
     for c in range(first, last):
         top, total = np.int32(0), np.int64(0)
         for n in range(x.shape[0]):
-            top = max(top, _largest(x[n, c]))
+            top = max(top, largest(bits[n, c]))
         scale = power(shift - exponent(top))
         for n in range(x.shape[0]):
-            total += _total(x[n, c], scale)
+            total += scaled_sum(x[n, c], scale)
         mean = np.float32(value(top, total, shift)) / count
         top, total = np.int32(0), np.int64(0)
         for n in range(x.shape[0]):
@@ -109,8 +88,8 @@ def _normalize(x: Any, mean: Any, inv: Any, gamma: Any, beta: Any, first: int, l
 def _largest_pair(dy: Any, x: Any, mean: Any, inv: Any) -> Any:
     top, along = np.int32(0), np.int32(0)
     for i in range(x.size):
-        top = max(top, _magnitude(dy[i]))
-        along = max(along, _magnitude(dy[i] * ((x[i] - mean) * inv)))
+        top = max(top, _size(dy[i]))
+        along = max(along, _size(dy[i] * ((x[i] - mean) * inv)))
     return top, along
 
 
@@ -118,8 +97,8 @@ def _largest_pair(dy: Any, x: Any, mean: Any, inv: Any) -> Any:
 def _total_pair(dy: Any, x: Any, mean: Any, inv: Any, scale: Any, along_scale: Any) -> Any:
     total, along = np.int64(0), np.int64(0)
     for i in range(x.size):
-        total += _term(dy[i], scale)
-        along += _term(dy[i] * ((x[i] - mean) * inv), along_scale)
+        total += term(dy[i], scale)
+        along += term(dy[i] * ((x[i] - mean) * inv), along_scale)
     return total, along
 
 
@@ -169,7 +148,7 @@ def statistics(x: Array) -> Array:
     """Return (2, C): mean and sum of squared deviations of each channel of x (N, C, ...); not finite where broken."""
     flat = _flat(x)
     out, terms = np.empty((2, x.shape[1]), np.float32), flat.shape[0] * flat.shape[2]
-    run(lambda i, j: _statistics(flat, shift_of(terms), i, j, out), parts(x.shape[1], terms))
+    run(lambda i, j: _statistics(flat, flat.view(np.int32), shift_of(terms), i, j, out), parts(x.shape[1], terms))
     return out
 
 

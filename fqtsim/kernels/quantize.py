@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from fqtsim.kernels.ends import GREATEST, LEAST, from_keys, widen
 from fqtsim.kernels.grid import Grid
 from fqtsim.kernels.random import fill_blocks
 from fqtsim.kernels.shift import floor_shift, top_bits
@@ -52,19 +53,9 @@ class Draw(NamedTuple):
 
 
 @njit(nogil=True)
-def _extremes(bits: Any) -> Any:
-    """Return the least and greatest of int32 views of float32 numbers, as integers in the same order."""
-    least, greatest = np.int32(2147483647), np.int32(-2147483648)
-    for i in range(bits.size):
-        key = bits[i] ^ ((bits[i] >> 31) & np.int32(0x7FFFFFFF))
-        least, greatest = min(least, key), max(greatest, key)
-    return least, greatest
-
-
-@njit(nogil=True)
 def _fill_extremes(bits: Any, first: Any, last: Any, out: Any) -> None:
     for i in range(first, last):
-        out[i, 0], out[i, 1] = _extremes(bits[i])
+        out[i, 0], out[i, 1] = widen(bits[i], LEAST, GREATEST)
 
 
 def extremes(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -75,15 +66,9 @@ def extremes(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.N
     if len(x) > 1 or x.size < 2 * BLOCK:
         run(lambda i, j: _fill_extremes(bits, i, j, keys), ranges)
     else:
-        pieces = np.array(run(lambda i, j: _extremes(bits[0, i:j]), parts(x.size)), np.int32)
+        pieces = np.array(run(lambda i, j: widen(bits[0, i:j], LEAST, GREATEST), parts(x.size)), np.int32)
         keys[0] = pieces[:, 0].min(), pieces[:, 1].max()
     return from_keys(keys)
-
-
-def from_keys(keys: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the float32 numbers, zeros as +0, of least and greatest keys (N, 2): integers in the numbers' order."""
-    values = (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(np.float32) + np.float32(0)
-    return values[:, 0], values[:, 1]
 
 
 @njit(nogil=True)

@@ -67,6 +67,31 @@ def _make(element: ir.Type, tile: Tile, *, grouped: bool, mode: str) -> Any:
     return tile_kernel
 
 
+def emit_loop(builder: Any, n: Any, first: list[Any], body: Any, step: Any, start: Any = None) -> list[Any]:
+    """Emit `for i in range(start, n, step)` with values carried in registers; return the last ones.
+
+    first and body(i, values) give the values at first and after each round; start is 0 where there is none.
+    """
+    entry, head = builder.block, builder.append_basic_block("head")
+    inside, done = builder.append_basic_block("inside"), builder.append_basic_block("done")
+    builder.branch(head)
+    builder.position_at_end(head)
+    index = builder.phi(INT64)
+    values = [builder.phi(value.type) for value in first]
+    builder.cbranch(builder.icmp_signed("<", index, n), inside, done)
+    builder.position_at_end(inside)
+    advanced = body(index, values)
+    back = builder.block
+    index.add_incoming(start if start is not None else ir.Constant(INT64, 0), entry)
+    index.add_incoming(builder.add(index, step), back)
+    builder.branch(head)
+    for phi, value, new in zip(values, first, advanced, strict=True):
+        phi.add_incoming(value, entry)
+        phi.add_incoming(new, back)
+    builder.position_at_end(done)
+    return values
+
+
 class Emitter:
     """Writes the IR of a tile kernel at the builder's position; kernels/correlate_tile.py has one of its own."""
 
@@ -100,27 +125,8 @@ class Emitter:
         return [self.limit(self.plus(acc, item)) for acc, item in zip(accs, sums, strict=True)]
 
     def loop(self, n: Any, first: list[Any], body: Any, step: Any, start: Any = None) -> list[Any]:
-        """Emit `for i in range(start, n, step)` with the values carried in registers; return the last ones."""
-        builder = self.builder
-        entry, head = builder.block, builder.append_basic_block("head")
-        inside, done = builder.append_basic_block("inside"), builder.append_basic_block("done")
-        builder.branch(head)
-        builder.position_at_end(head)
-        index = builder.phi(INT64)
-        values = [builder.phi(self.vector) for _ in first]
-        builder.cbranch(builder.icmp_signed("<", index, n), inside, done)
-        builder.position_at_end(inside)
-        advanced = body(index, values, n)
-        back = builder.block
-        following = builder.add(index, step)
-        builder.branch(head)
-        index.add_incoming(start if start is not None else ir.Constant(INT64, 0), entry)
-        index.add_incoming(following, back)
-        for phi, value, new in zip(values, first, advanced, strict=True):
-            phi.add_incoming(value, entry)
-            phi.add_incoming(new, back)
-        builder.position_at_end(done)
-        return values
+        """Emit `for i in range(start, n, step)`; body(i, values, n) returns the next values."""
+        return emit_loop(self.builder, n, first, lambda i, values: body(i, values, n), step, start)
 
     def multiply_add(self, k: Any, accs: list[Any]) -> list[Any]:
         rows, vectors = self.tile

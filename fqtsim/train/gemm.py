@@ -115,8 +115,8 @@ class Gemm:
             return None
         result, row_sums, column_sums = found
         m, n = result.codes.shape
-        self._tell((m, n, job.terms), result, matrices)
         check_width(self, self._largest(result), job.terms)
+        self._tell((m, n, job.terms), result, matrices)
         row, column = np.zeros((2, m), np.int64), np.zeros((2, n), np.int64)
         row[0], column[0], row[1], column[1] = sides[0].zero_point, sides[1].zero_point, row_sums, column_sums
         out = np.empty((1, n, m), np.float32)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from fqtsim.backends.fused_cpu_proof import SEQUENCES, numbers, require_equal
 from fqtsim.backends.primitives import Primitives
 from fqtsim.train.operands import Array
 
@@ -40,9 +42,33 @@ def terms(x: Array) -> int:
     return int(math.prod(x.shape) // x.shape[1])
 
 
+def _fused(p: Primitives) -> Any:
+    """Return the fused forms of batch norm, proven on this machine; None where the sequences below run."""
+    if p.fused_norm is not None and not p.on_device:  # a device proves its own before it is used
+        _prove(p.fused_norm)
+    return p.fused_norm
+
+
+@lru_cache(maxsize=1)
+def _prove(fused: Any) -> None:
+    """Compare the fused forms with the sequences, once. Raises BackendRefused naming the first that differs."""
+    x, dy, affine = numbers((6, 5, 7, 9), 3), numbers((6, 5, 7, 9), 4), numbers((2, 5), 5)
+    mean, var, unbiased = batch_statistics(x, SEQUENCES)
+    pairs: list[tuple[str, Any, Any]] = [("batch norm statistics", fused.batch_statistics(x), (mean, var, unbiased))]
+    for scale, from_batch in ((tuple(affine), True), (None, False)):
+        rest = x, mean, var, scale, 1e-5, from_batch
+        (ours, saved), (theirs, kept) = fused.batch_norm(*rest), batch_norm(*rest, SEQUENCES)
+        pairs.append(("batch norm", (ours,), (theirs,)))
+        gradients = batch_norm_gradients(dy, kept, SEQUENCES)
+        pairs.append(("batch norm gradients", fused.batch_norm_gradients(dy, saved), gradients))
+    for name, found, expected in pairs:
+        require_equal(name, found, expected)
+
+
 def batch_statistics(x: Array, p: Primitives) -> tuple[Array, Array, Array]:
     """Return mean, biased variance and unbiased variance of each channel of x (N, C, ...), float32."""
-    found = None if p.fused_norm is None else p.fused_norm.batch_statistics(x)
+    fused = _fused(p)
+    found = None if fused is None else fused.batch_statistics(x)
     if found is not None:
         statistics: tuple[Array, Array, Array] = found
         return statistics
@@ -58,9 +84,10 @@ def batch_norm(
     x: Array, mean: Array, var: Array, affine: tuple[Array, Array] | None, eps: float, from_batch: bool, p: Primitives
 ) -> tuple[Array, Any]:
     """Return xhat * gamma + beta with xhat = (x - mean) * (1 / sqrt(var + eps)), and what backward needs."""
-    if p.fused_norm is not None:
-        fused: tuple[Array, Any] = p.fused_norm.batch_norm(x, mean, var, affine, eps, from_batch)
-        return fused
+    fused = _fused(p)
+    if fused is not None:
+        normalized: tuple[Array, Any] = fused.batch_norm(x, mean, var, affine, eps, from_batch)
+        return normalized
     inv = p.divide(ONE, p.sqrt(p.add(var, np.float32(eps))))
     xhat = p.multiply(p.subtract(x, per_channel(mean, x)), per_channel(inv, x))
     if affine is None:
@@ -76,8 +103,9 @@ def batch_norm_gradients(dy: Array, saved: Any, p: Primitives) -> tuple[Array, A
     dx = (gamma * inv) * ((dy - sum(dy) / n) - xhat * (sum(dy * xhat) / n)), and (gamma * inv) * dy where the statistics
     did not come from the batch.
     """
-    if p.fused_norm is not None:
-        found: tuple[Array, Array, Array] | None = p.fused_norm.batch_norm_gradients(dy, saved)
+    fused = _fused(p)
+    if fused is not None:
+        found: tuple[Array, Array, Array] | None = fused.batch_norm_gradients(dy, saved)
         if found is not None:
             return found
         xhat = p.multiply(p.subtract(saved.x, per_channel(saved.mean, dy)), per_channel(saved.inv, dy))
