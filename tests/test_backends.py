@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mac import chain, datapath
 
-from fqtsim.backends import BACKENDS, get_backend, int8, stepwise
+from fqtsim.backends import BACKENDS, chains, get_backend, int8, plans, stepwise
 from fqtsim.backends.instructions import matching_instruction
 from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.spec import Datapath
@@ -230,7 +230,7 @@ def test_saturating_registers_where_float32_lanes_end(
         for backend in ("stepwise", "emulator"):
             assert summary(get_backend(backend).gemm(a, b, path, starts)) == expected, factor
     lowered = stepwise.prepare(a, b, path, np.broadcast_to(starts, (8, starts.size)))
-    plan = stepwise.tile_plan(lowered)
+    plan = plans.tile_plan(lowered)
     assert plan is not None
     assert plan.driver.dtype is (np.float32 if bits <= 25 else np.int32)
     assert (plan.group, plan.low, plan.high) == (3 if grouping else 1, low, high)
@@ -246,7 +246,7 @@ def test_group_sums_at_2_to_the_24(factor: int) -> None:
         result = summary(get_backend("reference").gemm(a, b, path))
         for backend in ("stepwise", "emulator"):
             assert summary(get_backend(backend).gemm(a, b, path)) == result
-        plan = stepwise.tile_plan(stepwise.prepare(a, b, path, None))
+        plan = plans.tile_plan(stepwise.prepare(a, b, path, None))
         assert plan is not None
         assert (plan.driver.dtype is np.float32) == (expected is np.float32)
 
@@ -267,8 +267,8 @@ def test_tiles_of_every_ragged_size(levels: str, shape: tuple[int, int, int]) ->
     general = general.model_copy(
         update={"levels": (*general.levels[:-1], *chain_of("terms 1 exact"), general.levels[-1])}
     )
-    assert stepwise.tile_plan(stepwise.prepare(a, b, path, c)) is not None
-    assert stepwise.tile_plan(stepwise.prepare(a, b, general, c)) is None
+    assert plans.tile_plan(stepwise.prepare(a, b, path, c)) is not None
+    assert plans.tile_plan(stepwise.prepare(a, b, general, c)) is None
     expected = summary(get_backend("stepwise").gemm(a, b, general, c))
     for backend in ("stepwise", "emulator"):
         assert summary(get_backend(backend).gemm(a, b, path, c)) == expected
@@ -289,7 +289,7 @@ def test_outputs_that_cannot_overflow_are_not_emulated(monkeypatch: pytest.Monke
 
     def counted(a: Array, b: Array, lowered: Any, start: Array | None) -> Array:
         asked.append((a.shape[0], b.shape[1]))
-        return stepwise.stepwise_codes(a, b, lowered, start)
+        return chains.stepwise_codes(a, b, lowered, start)
 
     monkeypatch.setattr(emulator, "stepwise_codes", counted)
     random = np.random.RandomState(0)

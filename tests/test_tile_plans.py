@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mac import chain, datapath
 
-from fqtsim.backends import exact, get_backend, stepwise
+from fqtsim.backends import exact, get_backend, plans, stepwise
 from fqtsim.backends.exact import exact_product
 from fqtsim.hw.lower import Range
 from fqtsim.kernels import gemm as kernels
@@ -59,7 +59,7 @@ def test_every_register_at_its_rails(
             expected = summary(get_backend("reference").gemm(a, b, path, c))
             for name in ("stepwise", "emulator"):
                 assert summary(get_backend(name).gemm(a, b, path, c)) == expected, (register, name, c)
-        plan = stepwise.tile_plan(stepwise.prepare(a, b, path, None))
+        plan = plans.tile_plan(stepwise.prepare(a, b, path, None))
         used.add(None if plan is None else plan.driver.run)
     dots = {kernels.DOT_SATURATE.run, kernels.DOT_SATURATE_ABOVE.run, kernels.DOT_WRAP.run}
     assert bool(used & dots) == dot
@@ -97,7 +97,7 @@ def test_any_operands(data: st.DataObject, forms: tuple[str, str], bits: int, wo
 def test_which_lanes_a_register_gets(register: str, forms: tuple[str, str], driver: kernels.Driver | None) -> None:
     path = datapath(*chain(register), a=forms[0], b=forms[1])
     a, b = matrices(*forms)
-    plan = stepwise.tile_plan(stepwise.prepare(a, b, path, None))
+    plan = plans.tile_plan(stepwise.prepare(a, b, path, None))
     assert (plan and plan.driver) is driver
 
 
@@ -106,7 +106,7 @@ def test_words_hold_a_product_scaled_by_up_to_the_room_of_both_codes() -> None:
     for forms, width in [(forms, width) for forms in least for width in range(2, 33)]:
         a, b = matrices(*forms)
         path = datapath(*chain(f"int{width} wrap"), a=forms[0], b=forms[1])
-        plan = stepwise._dot_plan(stepwise.prepare(a, b, path, None))
+        plan = plans._dot_plan(stepwise.prepare(a, b, path, None))
         assert (plan is not None) == (width >= least[forms])
         if plan is not None:
             lane = plan.lane

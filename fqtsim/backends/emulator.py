@@ -18,12 +18,12 @@ import numpy as np
 
 from fqtsim.backends import direct, grouped, int8
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
+from fqtsim.backends.chains import codes_and_unlimited, stepwise_codes, unlimited_result
 from fqtsim.backends.exact import (
     exact_product,
     operand_range,
     subset_limit,
     unlimited_dtype,
-    unlimited_result,
     wrap_codes,
 )
 from fqtsim.backends.stepwise import (
@@ -32,7 +32,6 @@ from fqtsim.backends.stepwise import (
     prepare,
     prepare_for_formats,
     start_values,
-    stepwise_codes,
     untouched,
     with_trace,
 )
@@ -62,9 +61,12 @@ class Emulator(Backend):
         if lowered is None or not (lowered.never_overflows or lowered.order_free_wrap):
             lowered = prepare(a, b, datapath, start)
         block = unproven_block(a, b, lowered, start)
+        if lowered.dropped_bits:
+            result = finish(*codes_and_unlimited(a, b, lowered, start), lowered, code_dtype(datapath))
+            return with_trace(result, a, b, lowered, start) if trace else result
         # Before the product: torch's threads go on spinning for a while after it, on the cores that this needs.
         codes = stepwise_codes(a, b, lowered, start) if block.is_most else None
-        product = None if lowered.dropped_bits else self._product(a, b, unlimited_dtype(lowered))
+        product = self._product(a, b, unlimited_dtype(lowered))
         unlimited = unlimited_result(a, b, lowered, start, product)
         if codes is None:
             codes = completed_codes(a, b, lowered, start, unlimited, block)

@@ -19,7 +19,6 @@ from fqtsim.hw.lower import (
     UNSIGNED,
     Lowered,
     Range,
-    without_overflow,
 )
 from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import threads
@@ -125,14 +124,14 @@ class TileJob:
 
     def result(self, dtype: type) -> Array:
         """Return the accumulators as (M, N)."""
-        return self.oriented(self.acc, dtype)
+        return self.oriented(self.acc, dtype, self.lane)
 
-    def oriented(self, padded: Array, dtype: type) -> Array:
+    def oriented(self, padded: Array, dtype: type, lane: Lane) -> Array:
         """Return an array laid out like the accumulators as (M, N)."""
         block = padded[: self.size[0], : self.size[1]]
         block = block.T if self.swapped else block
         codes: Array = np.empty(block.shape, dtype)
-        offset, shift = self.lane.offset, self.lane.shift
+        offset, shift = lane.offset, lane.shift
         if not self.swapped and padded.dtype != np.float32 and codes.dtype == np.int32:
             threads.run(
                 lambda first, last: kernels.int_rows_to_codes(padded, offset, shift, codes, first, last),
@@ -187,7 +186,7 @@ def exact_product(a: Array, b: Array, dtype: type) -> Array:
     for k in range(0, job.depth, run):
         job.advance(k, min(k + run, job.depth), 1, 0, 0)
         kernels.add_block(total, job.acc)
-    return job.oriented(total, dtype)
+    return job.oriented(total, dtype, PLAIN_LANE)
 
 
 def _exact_table(k: int) -> Array:
@@ -209,19 +208,6 @@ def run_chain(a: Array, b: Array, start: Array | None, table: Array, word_bits: 
 
     threads.run(part, threads.parts(a.shape[0], a.shape[1] * b.shape[1]))
     return out
-
-
-def unlimited_result(a: Array, b: Array, lowered: Lowered, start: Array | None, product: Array | None = None) -> Array:
-    """Return U: the same chain with every register unlimited, from start values c; int32 where it fits."""
-    if lowered.dropped_bits:
-        return run_chain(a, b, start, without_overflow(lowered.table), 64)
-    dtype = unlimited_dtype(lowered)
-    total = exact_product(a, b, dtype) if product is None else product
-    if start is None:
-        return total.astype(dtype, copy=False)
-    # In the result's own type: U fits it, and integers that wrap on the way come back.
-    shifted: Array = total.astype(dtype, copy=False) + without_repeats(start).astype(dtype)
-    return shifted
 
 
 def wrap_codes(values: Array, lowered: Lowered) -> Array:

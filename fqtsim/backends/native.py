@@ -10,7 +10,8 @@ import numpy as np
 
 from fqtsim.backends import int8
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
-from fqtsim.backends.exact import reduced, unlimited_result, wrap_codes
+from fqtsim.backends.chains import unlimited_result
+from fqtsim.backends.exact import reduced, wrap_codes
 from fqtsim.backends.instructions import Instruction, matching_instruction
 from fqtsim.backends.stepwise import finish, prepare, start_values, with_trace
 from fqtsim.errors import BackendRefused, InputError

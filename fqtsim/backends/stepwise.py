@@ -2,117 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from fqtsim.backends import grouped
 from fqtsim.backends.base import Array, Backend, Events, GemmResult, LevelTrace, code_dtype
-from fqtsim.backends.exact import (
-    FLOAT_EXACT_LIMIT,
-    PLAIN_LANE,
-    Lane,
-    TileJob,
-    operand_range,
-    run_chain,
-    unlimited_result,
-    without_repeats,
-)
+from fqtsim.backends.chains import codes_and_unlimited
+from fqtsim.backends.exact import operand_range, without_repeats
 from fqtsim.errors import InputError
-from fqtsim.hw.lower import BITS, CLAMP, DROP, EXACT, HIGH, LANES, LOW, MODE, RUN, UNSIGNED, WRAP, Lowered, Range, lower
+from fqtsim.hw.lower import DROP, EXACT, HIGH, LANES, LOW, MODE, RUN, Lowered, Range, lower
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import threads
-from fqtsim.kernels import tile as tiles
 from fqtsim.kernels import trace as tracing
 from fqtsim.kernels.ends import extremes
-
-
-class TilePlan(NamedTuple):
-    """A tile walk that performs a datapath: which driver, items per group, its two limits, how codes stand in lanes."""
-
-    driver: kernels.Driver
-    group: int
-    low: int
-    high: int
-    lane: Lane = PLAIN_LANE
-
-
-def tile_plan(lowered: Lowered, dot: bool | None = None) -> TilePlan | None:
-    """Return the tile walk that performs this chain, or None where only the general kernel can.
-
-    dot: whether the CPU has a 16-bit dot product; None asks this one.
-    """
-    dot = tiles.HAS_DOT if dot is None else dot
-    table = lowered.table
-    group = 1
-    if len(table) == 2 and table[0, MODE] == EXACT and table[0, RUN] > 0:
-        group = int(table[0, RUN])
-    elif len(table) != 1:
-        return None
-    last = lowered.accumulator
-    if table[:, DROP].any() or lowered.product.magnitude >= 1 << 31:
-        return None
-    if last[MODE] == CLAMP:
-        one = _int16_plan(lowered) or (_dot_plan(lowered) if dot else None) if group == 1 else None
-        return one or _clamp_plan(lowered, group)
-    if last[MODE] == WRAP and group == 1 and len(table) == 1 and not last[UNSIGNED] and last[BITS] <= 32:
-        shift = 32 - int(last[BITS])
-        plain = TilePlan(kernels.INT_SIGN_WRAP if shift else kernels.INT_EXACT, 1, shift, 0)
-        return (_dot_plan(lowered) if dot else None) or plain
-    return None
-
-
-def _int16_plan(lowered: Lowered) -> TilePlan | None:
-    """Registers of up to 16 bits in int16 lanes, moved up so that the upper rail is the lane's own (S4, shortcuts)."""
-    low, high = int(lowered.accumulator[LOW]), int(lowered.accumulator[HIGH])
-    if high - low >= 1 << 16 or not lowered.product.fits_signed(16):
-        return None
-    offset = (1 << 15) - 1 - high
-    driver = kernels.INT16_SATURATE if low + offset == -(1 << 15) else kernels.INT16_SATURATE_ABOVE
-    return TilePlan(driver, 1, low + offset, 0, Lane(offset))
-
-
-def _dot_plan(lowered: Lowered) -> TilePlan | None:
-    """Registers in int32 lanes of words of two int16, scaled so that the lane's rails are theirs (S4, shortcuts)."""
-    last = lowered.accumulator
-    low, high = int(last[LOW]), int(last[HIGH])
-    a_room, b_room = (_room(codes) for codes in lowered.operands)
-    if a_room < 0 or b_room < 0 or high >= 1 << 31:
-        return None
-    shift = min(32 - (high - low).bit_length(), a_room + b_room + 1)
-    # The lane's own upper rail is the register's; its lower one too, where the register has every code.
-    top = (1 << (31 - shift)) - 1
-    offset, bottom = top - high, low + top - high
-    whole = bottom == -top - 1
-    if last[MODE] == WRAP and not whole:
-        return None
-    doubled = shift > a_room + b_room
-    a_shift = min(a_room, shift - doubled)
-    lane = Lane(offset, shift, a_shift, shift - doubled - a_shift, doubled)
-    above = kernels.DOT_SATURATE if whole else kernels.DOT_SATURATE_ABOVE
-    return TilePlan(kernels.DOT_WRAP if last[MODE] == WRAP else above, 1, bottom << shift, 0, lane)
-
-
-def _room(codes: Range) -> int:
-    """Return how far codes can be shifted up in int16; negative where they are wider."""
-    return next(
-        (shift for shift in range(15, -1, -1) if Range(codes.low << shift, codes.high << shift).fits_signed(16)), -1
-    )
-
-
-def _clamp_plan(lowered: Lowered, group: int) -> TilePlan | None:
-    low, high = int(lowered.accumulator[LOW]), int(lowered.accumulator[HIGH])
-    item = lowered.product.times(group).magnitude
-    # An item and both rails are float32 integers. A sum beyond 2**24 may round, but rounding is monotonic and the
-    # rail it passed is a float32 number, so the clamped sum is right.
-    if max(-low, high, item) <= FLOAT_EXACT_LIMIT:
-        driver = kernels.FLOAT_CLAMP if group == 1 else kernels.FLOAT_CLAMP_GROUPED
-        return TilePlan(driver, group, low, high)
-    if lowered.word_bits == 32:
-        driver = kernels.INT_CLAMP if group == 1 else kernels.INT_CLAMP_GROUPED
-        return TilePlan(driver, group, low, high)
-    return None
 
 
 def start_values(c: Array | None, m: int, n: int) -> Array | None:
@@ -147,16 +49,6 @@ def untouched(a: Array, b: Array, datapath: Datapath, start: Array | None, trace
         codes[:] = start
     result = finish(codes, codes, lowered, code_dtype(datapath))
     return with_trace(result, a, b, lowered, start) if trace else result
-
-
-def stepwise_codes(a: Array, b: Array, lowered: Lowered, start: Array | None) -> Array:
-    """Perform every addition of every output and return the accumulators."""
-    plan = tile_plan(lowered)
-    if plan is None:
-        return run_chain(a, b, start, lowered.table, lowered.word_bits)
-    job = TileJob(plan.driver, a, b, start, plan.lane)
-    job.advance(0, a.shape[1], plan.group, plan.low, plan.high)
-    return job.result(np.int32)
 
 
 def finish(codes: Array, unlimited: Array, lowered: Lowered, dtype: type) -> GemmResult:
@@ -214,8 +106,8 @@ class Stepwise(Backend):
         if not (a.shape[0] and a.shape[1] and b.shape[1]):
             return untouched(a, b, datapath, start, trace)
         lowered = prepare(a, b, datapath, start)
-        codes = stepwise_codes(a, b, lowered, start)
-        result = finish(codes, unlimited_result(a, b, lowered, start), lowered, code_dtype(datapath))
+        codes, unlimited = codes_and_unlimited(a, b, lowered, start)
+        result = finish(codes, unlimited, lowered, code_dtype(datapath))
         return with_trace(result, a, b, lowered, start) if trace else result
 
     def gemm_groups(self, a: Array, b: Array, datapath: Datapath, trace: bool = False) -> list[GemmResult]:

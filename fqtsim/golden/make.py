@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fqtsim.backends.base import code_dtype
-from fqtsim.backends.stepwise import prepare, tile_plan
+from fqtsim.backends.plans import tile_plan
+from fqtsim.backends.stepwise import prepare
 from fqtsim.errors import InputError
 from fqtsim.golden.case import SCHEMA, Array, Case, Deferred, GoldenSet, description_of
 from fqtsim.golden.coverage import gemm_coverage, is_counted_by_level, run

@@ -1,7 +1,7 @@
 """Datapath -> integers for the kernels. The only place where a word becomes a number, and where ranges are proven.
 
 Every level becomes a row of an int64 table (columns below). Ranges follow the numbers through the chain, so that
-`word_bits` says which lanes hold every intermediate sum, and an exact register that would need more than 63 bits
+`fits32` says which lanes hold every intermediate sum, and an exact register that would need more than 63 bits
 is refused before anything is computed.
 """
 
@@ -55,8 +55,12 @@ class Lowered:
 
     #: One row of COLUMNS integers per level.
     table: np.ndarray[Any, Any]
-    #: 32 where every intermediate number fits int32 lanes (or wraps there natively), else 64.
-    word_bits: int
+    #: Per level, whether every number in it fits int32 lanes (or wraps there natively).
+    fits32: tuple[bool, ...]
+    #: The same with every register unlimited.
+    unlimited_fits32: tuple[bool, ...]
+    #: Range of the items that each level's registers take, bits dropped.
+    items: tuple[Range, ...]
     #: Range of the result with every register unlimited, c included.
     unlimited: Range
     #: Range of a product.
@@ -69,6 +73,11 @@ class Lowered:
     order_free_wrap: bool
     #: Total bits dropped on the way.
     dropped_bits: int
+
+    @property
+    def word_bits(self) -> int:
+        """32 where lanes of int32 hold every intermediate number, else 64."""
+        return 32 if all(self.fits32) else 64
 
     @property
     def accumulator(self) -> np.ndarray[Any, Any]:
@@ -146,12 +155,13 @@ def lower(datapath: Datapath, k: int, a: Range, b: Range, c: Range) -> Lowered:
     """
     products = product_range(a, b)
     items = unlimited_items = products
-    rows, n_items, fits32, never = [], max(k, 1), True, True
+    rows, taken, fits32, unlimited_fits32 = [], [], [], []
+    n_items, never = max(k, 1), True
     last = len(datapath.levels) - 1
     for index, level in enumerate(datapath.levels):
         row, takes, n_items = _row(level, n_items)
         start = c if index == last else Range(0, 0)
-        before_drop = items
+        before_drop, unlimited_before_drop = items, unlimited_items
         _check_room_to_round(unlimited_items, row[DROP], index, k)
         items, unlimited_items = _dropped(items, row[DROP]), _dropped(unlimited_items, row[DROP])
         sums = items.times(takes).plus(start)
@@ -159,13 +169,18 @@ def lower(datapath: Datapath, k: int, a: Range, b: Range, c: Range) -> Lowered:
         _check_exact(row, sums, unlimited, index, k)
         held = _held(sums, row)
         never = never and (row[MODE] == EXACT or sums.within(row[LOW], row[HIGH]))
-        fits32 = fits32 and _fits32(row, before_drop, items, held)
+        fits32.append(_fits32(row, before_drop, items, held))
+        unlimited_row = [*row[:MODE], EXACT, *row[MODE + 1 :]]
+        unlimited_fits32.append(_fits32(unlimited_row, unlimited_before_drop, unlimited_items, unlimited))
         rows.append(row)
+        taken.append(items)
         items, unlimited_items = held, unlimited
     table = np.array(rows, dtype=np.int64)
     return Lowered(
         table=table,
-        word_bits=32 if fits32 and products.fits_signed(32) else 64,
+        fits32=tuple(fits32),
+        unlimited_fits32=tuple(unlimited_fits32),
+        items=tuple(taken),
         unlimited=unlimited_items,
         product=products,
         operands=(a, b),

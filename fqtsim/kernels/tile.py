@@ -20,6 +20,8 @@ _WIDE = bool(_FEATURES.get("avx512f", False))
 VECTOR = 64 if _WIDE else 32  # bytes
 HAS_DOT = bool(_FEATURES.get("avx512vnni" if _WIDE else "avxvnni", False))
 """Whether one instruction adds two 16-bit products to a 32-bit lane, wrapping or saturating (VPDPWSSD, VPDPWSSDS)."""
+HAS_MULTIPLY_ADD = bool(_FEATURES.get("avx512bw" if _WIDE else "avx2", False))
+"""Whether one instruction forms the sums of two 16-bit products (VPMADDWD)."""
 
 
 def lanes(dtype: Any) -> int:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fqtsim.backends.chains import stepwise_codes
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES
-from fqtsim.backends.stepwise import Stepwise, prepare, start_values, stepwise_codes
+from fqtsim.backends.stepwise import Stepwise, prepare, start_values
 from fqtsim.errors import FqtsimError, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import freivalds
