@@ -87,6 +87,8 @@ class Images:
     weight: Array
     samples: Side
     channels: Side
+    #: Whether the order of k is that of the taps backwards.
+    backwards: bool = False
 
     @property
     def terms(self) -> int:
@@ -105,6 +107,8 @@ class Gradient:
     walk: Walk
     #: (N, CO, OH, OW) int8.
     dh: Array
+    #: Whether the sums over k of the images' codes are wanted.
+    wants_row_sums: bool = True
 
     @property
     def terms(self) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fqtsim.backends import direct, grouped, int8
+from fqtsim.backends import direct, direct_chain, grouped, int8
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
 from fqtsim.backends.chains import codes_and_unlimited, stepwise_codes, unlimited_result
 from fqtsim.backends.exact import (
@@ -92,10 +92,16 @@ class Emulator(Backend):
         return finish_groups(codes, unlimited, lowered, datapath, (len(a), a.shape[1], b.shape[2]))
 
     def convolve(self, job: direct.Images, datapath: Datapath, out: Array, with_codes: bool) -> GemmResult | None:
-        return direct.images(job, datapath, out, with_codes) if self._is_plain else None
+        if not self._is_plain:
+            return None
+        result = direct.images(job, datapath, out, with_codes)
+        return result if result is not None else direct_chain.images(job, datapath, out, with_codes)
 
     def correlate(self, job: direct.Gradient, datapath: Datapath) -> tuple[GemmResult, Array, Array] | None:
-        return direct.gradient(job, datapath) if self._is_plain else None
+        if not self._is_plain:
+            return None
+        found = direct.gradient(job, datapath)
+        return found if found is not None else direct_chain.gradient(job, datapath)
 
     @property
     def _is_plain(self) -> bool:

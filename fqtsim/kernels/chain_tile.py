@@ -5,7 +5,11 @@ compiled; rails, shifts and counts are arguments, so chains of one form share it
 
 - "single": one code and a zero;
 - "pairs": two codes whose products meet in an exact sum;
-- "short": two codes whose products stay apart in int16, where they are rounded; level 0 takes one after the other.
+- "short": two codes whose products stay apart in int16, where they are rounded; level 0 takes one after the other;
+- "apart": two codes of b whose products level 0 takes one after the other, with U, which takes both at once.
+
+They lie packed word by word, or where images have them: "planes", b's vectors at an offset for each word; "positions",
+a's rows a plane apart, so that successive words are successive positions.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ class Form(NamedTuple):
     base: bool = False
     negative: str = ""
     odd: str = ""
-    #: Every sum is brought to the nearer rail; "word" does it by the saturating dot product with a scaled lane.
+    #: Every sum is brought to the nearer rail: by comparing with both ("rails"), by the saturating dot product, of a
+    #: product ("native") or of an item and the word that scales it to the lane ("word"), and then maybe from "_above".
     clamp: str = ""
     #: What leaves the register, or stays in it, is reduced to its bits: "sign", "zero" or "".
     wrap: str = ""
@@ -49,16 +54,21 @@ class Kind(NamedTuple):
     """Which kernel a chain needs: compiled once for all chains of a kind."""
 
     forms: tuple[Form, ...]
-    #: How operands stand in words: "single", "pairs" or "short".
+    #: How operands stand in words: "single", "pairs", "short" or "apart".
     words: str
     #: Whether U is summed beside the accumulator; only where no register below it is limited.
     twice: bool
     #: By the CPU's 16-bit dot product, which a clamp by words needs.
     dot: bool
+    #: "packed", "planes" or "positions".
+    walk: str = "packed"
+    shape: Tile | None = None
 
     @property
     def tile(self) -> Tile:
         """The shape of a tile whose registers, one set per loop, stay in vector registers."""
+        if self.shape is not None:
+            return self.shape
         sets = sum(not form.once for form in self.forms) + self.twice
         if tiles.VECTOR == 64:
             return {1: Tile(4, 4), 2: Tile(3, 4), 3: Tile(2, 4)}.get(sets, Tile(1, 4))
@@ -78,8 +88,11 @@ class ChainEmitter(Emitter):
         self.zero = ir.Constant(self.vector, [0] * self.lanes)
         self.halves = ir.VectorType(ir.IntType(16), 2 * self.lanes)
 
-    def emit_chain(self, acc: Any, unlimited: Any, stride: Any, a: Any, b: Any, n_words: Any, parameters: Any) -> None:
-        self.a, self.b, self.parameters = a, b, parameters
+    def emit_chain(
+        self, acc: Any, unlimited: Any, stride: Any, a: Any, b: Any, n_words: Any, parameters: Any, apart: Any
+    ) -> None:
+        """Advance a tile; addresses. apart: the address of b's offsets, or bytes between a's rows, as the walk asks."""
+        self.a, self.b, self.parameters, self.apart = a, b, parameters, apart
         self.rows_of = [self._row(level, form) for level, form in enumerate(self.forms)]
         places = [self.address(acc, stride, r, v) for r, v in self.cells]
         if self.kind.twice:
@@ -93,7 +106,7 @@ class ChainEmitter(Emitter):
     def _row(self, level: int, form: Form) -> dict[int, Any]:
         """Load the parameters that a level uses, vectors but for its span."""
         wanted = [SPAN] if level > self.ground else []
-        wanted += [LOW, HIGH] * (form.clamp == "rails") + [LOW] * (form.clamp == "word_above")
+        wanted += [LOW, HIGH] * (form.clamp == "rails") + [LOW] * form.clamp.endswith("_above")
         wanted += [UNIT] * form.clamp.startswith("word") + [SHIFT] * bool(form.wrap)
         short = [DROP] * form.drop + [BASE] * form.base
         short += [NEGATIVE] * (form.negative == "more") + [ODD] * (form.odd == "more")
@@ -140,13 +153,17 @@ class ChainEmitter(Emitter):
     def _word(self, k: Any, registers: list[Any]) -> list[Any]:
         """Take one word into the ground level, through those below it."""
         rows, vectors = self.tile
-        b_place = self.offset(self.b, k, tiles.VECTOR * vectors)
-        b = [self.load(self.constant_offset(b_place, tiles.VECTOR * v)) for v in range(vectors)]
-        a_place = self.offset(self.a, k, self.bytes * rows)
+        if self.kind.walk == "planes":
+            pointer = self.builder.inttoptr(self.offset(self.apart, k, 8), INT64.as_pointer())
+            b_place = self.builder.add(self.b, self.builder.load(pointer))
+        else:
+            b_place = self.offset(self.b, k, tiles.VECTOR * vectors)
+        b: list[Any] = [self.load(self.constant_offset(b_place, tiles.VECTOR * v)) for v in range(vectors)]
+        if self.kind.words == "apart":
+            b = [(word, *(self.builder.and_(word, self._all(mask)) for mask in (0xFFFF, -0x10000))) for word in b]
         result = list(registers)
         for r in range(rows):
-            pointer = self.builder.inttoptr(self.constant_offset(a_place, self.bytes * r), self.element.as_pointer())
-            a = self.splat(self.builder.load(pointer))
+            a = self._spread_word(k, r)
             for v in range(vectors):
                 cell, u_cell = r * vectors + v, r * vectors + v + len(self.cells)
                 unlimited = registers[u_cell] if self.kind.twice and self.ground == len(self.forms) - 1 else None
@@ -155,10 +172,23 @@ class ChainEmitter(Emitter):
                     result[u_cell] = unlimited
         return result
 
+    def _spread_word(self, k: Any, row: int) -> Any:
+        if self.kind.walk == "positions":
+            place = self.offset(self.offset(self.a, k, self.bytes), ir.Constant(INT64, row), 0, by=self.apart)
+        else:
+            place = self.constant_offset(self.offset(self.a, k, self.bytes * self.tile.rows), self.bytes * row)
+        align = 2 if self.kind.walk == "positions" else self.bytes
+        return self.splat(self.builder.load(self.builder.inttoptr(place, self.element.as_pointer()), align=align))
+
     def _cell(self, a: Any, b: Any, register: Any, unlimited: Any) -> tuple[Any, Any]:
         """Take a word's products through the levels that live within it; unlimited: U of the ground level, or None."""
         value = self.zero if self.ground else register
-        if self.kind.words == "short":
+        native = self.forms[0].clamp.startswith("native")
+        if self.kind.words == "apart":
+            for half in b[1:]:
+                value = self._clamped(0, self._dot(value, a, half, saturates=native))
+            unlimited = self._dot(unlimited, a, b[0])
+        elif self.kind.words == "short":
             items = self._short_items(a, b)
             value = self._halves_taken(value, items)
             if not self.ground and unlimited is not None:
@@ -169,7 +199,7 @@ class ChainEmitter(Emitter):
             if not self.ground and unlimited is not None:
                 unlimited = self._added(unlimited, item)
         else:
-            value = self._clamped(0, self._dot(value, a, b))
+            value = self._clamped(0, self._dot(value, a, b, saturates=native))
         for level in range(1, self.ground + 1):
             item = self._rounded(level, self._wrapped(level - 1, value))
             value = self._limited(level, register if level == self.ground else self.zero, item)
@@ -236,7 +266,7 @@ class ChainEmitter(Emitter):
         form, row, builder = self.forms[level], self.rows_of[level], self.builder
         if form.clamp == "rails":
             value = builder.select(builder.icmp_signed("<", value, row[HIGH]), value, row[HIGH])
-        if form.clamp in ("rails", "word_above"):
+        if form.clamp == "rails" or form.clamp.endswith("_above"):
             value = builder.select(builder.icmp_signed(">", value, row[LOW]), value, row[LOW])
         return value
 
@@ -259,22 +289,26 @@ class ChainEmitter(Emitter):
         return both if acc is self.zero else self.builder.add(acc, both)
 
 
-@cache
-def chain_driver(kind: Kind) -> Driver:
-    """Return the driver of a kind of chain, compiled at its first use."""
-    shape, is_single = kind.tile, kind.words == "single"
+def chain_tile(kind: Kind) -> Any:
+    """Return tile(acc, unlimited, stride, a, b, n_words, parameters, apart), int64 each: see `emit_chain`."""
 
     @intrinsic
-    def intrinsic_tile(
-        _context: Any, acc: Any, unlimited: Any, stride: Any, a: Any, b: Any, n_words: Any, parameters: Any
+    def tile(
+        _context: Any, acc: Any, unlimited: Any, stride: Any, a: Any, b: Any, n_words: Any, parameters: Any, apart: Any
     ) -> Any:
         def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             ChainEmitter(builder, kind).emit_chain(*args)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 7), codegen
+        return types.void(*[types.int64] * 8), codegen
 
-    kernel: Any = intrinsic_tile
+    return tile
+
+
+@cache
+def chain_driver(kind: Kind) -> Driver:
+    """Return the driver of a kind of chain whose words are packed, compiled at its first use."""
+    shape, is_single, kernel = kind.tile, kind.words == "single", chain_tile(kind)
     rows, width = shape.rows, shape.vectors * lanes(np.int32)
 
     @njit(nogil=True)
@@ -296,7 +330,7 @@ def chain_driver(kind: Kind) -> Driver:
                     place = t * rows * stride + p * width * acc.itemsize
                     kernel(
                         acc.ctypes.data + place, unlimited.ctypes.data + place, stride,
-                        left[t, k:].ctypes.data, panel.ctypes.data, end - k, parameters.ctypes.data,
+                        left[t, k:].ctypes.data, panel.ctypes.data, end - k, parameters.ctypes.data, 0,
                     )  # fmt: skip
 
     return Driver(run, shape, np.int32, codes_to_words if is_single else codes_stay)

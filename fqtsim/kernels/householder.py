@@ -118,9 +118,7 @@ class Mixed(NamedTuple):
     ends: Array
 
 
-def mix(
-    x: Array, groups: list[list[int]], factors: Array | None, divisors: Array | None, with_ends: bool
-) -> Mixed:
+def mix(x: Array, groups: list[list[int]], factors: Array | None, divisors: Array | None, with_ends: bool) -> Mixed:
     """Return Q x for x (N, D) float32, rows multiplied by `factors` before, divided by `divisors` after.
 
     Rows in no group stay as they are; groups are of at most 2**22 rows each.

@@ -57,7 +57,7 @@ def dgrad(dh: Operand, w: Operand, window: Window, size: Pair, gemm: Gemm, codes
     offset = _pairs(lambda i: window.before[i] - (window.kernel[i] - 1) * window.dilation[i])
     walk = Walk(size, window.kernel, (1, 1), window.dilation, offset, window.stride)
     sides = _side(dh, samples), _side(w, len(weight))
-    return gemm.convolve(Images(dh.codes, dh.fill(samples), walk, weight, *sides), codes)
+    return gemm.convolve(Images(dh.codes, dh.fill(samples), walk, weight, *sides, backwards=True), codes)
 
 
 def wgrad(x: Operand, dh: Operand, window: Window, gemm: Gemm, codes: Codes) -> Array | None:
@@ -67,7 +67,8 @@ def wgrad(x: Operand, dh: Operand, window: Window, gemm: Gemm, codes: Codes) -> 
     samples, channels, height, width = x.codes.shape
     outputs, none = dh.codes.shape[1], np.empty((0, 0), np.int8)
     sides = Matrix(none, x.step, x.zero_point), Matrix(none, dh.step, dh.zero_point)
-    job = Gradient(x.codes, x.fill(samples), _forward_walk(window, (height, width)), dh.codes)
+    walk, shifted = _forward_walk(window, (height, width)), bool(dh.zero_point.any())
+    job = Gradient(x.codes, x.fill(samples), walk, dh.codes, wants_row_sums=shifted)
     out = gemm.correlate(job, sides, codes)
     if out is None:
         return None

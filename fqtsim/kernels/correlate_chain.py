@@ -1,0 +1,267 @@
+"""Direct convolutions whose registers matter: every addition performed, straight from padded planes (S4, S5.8).
+
+Planes are those of correlate.py, of words of two 16-bit codes; the tiles are those of chain_tile.py. fprop and dgrad
+sum U beside the codes; wgrad sums both in one tile, a register for each pair of a tap's channel and an output channel.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from fqtsim.kernels.chain_tile import Form, Kind, chain_tile
+from fqtsim.kernels.correlate import Layout, _copy, _place, _scaled_shifted, _store_codes, _without_ends
+from fqtsim.kernels.gemm import count_events
+from fqtsim.kernels.jit import inner
+from fqtsim.kernels.tile import VECTOR, Tile, lanes
+
+LANES = lanes(np.int32)
+
+
+def exact_beside(kind: Kind) -> Kind:
+    """Return the kind that sums U on the planes that another kind walks, by spans of the same width."""
+    rows = {3: 8, 4: 6}.get(kind.tile.vectors, 8)
+    return Kind((Form(),), "pairs", False, True, "planes", Tile(rows, kind.tile.vectors))
+
+
+class ImageWork(NamedTuple):
+    """Working space of an image walk, for one thread; made by `image_work`."""
+
+    #: Words of two channels, with room behind them that a tile's last span and its vectors may read.
+    flat: Any
+    planes: Any
+    #: uint32 (H * W and a vector).
+    line: Any
+    #: int32: lanes and U of every output channel and position, flat with room for a vector.
+    acc: Any
+    unlimited: Any
+    #: int32 (OH * OW and a vector): one channel without the places past the ends of rows.
+    channel: Any
+    u_channel: Any
+    #: int32: sums of codes of each place, and of each patch; the latter without the places past the ends of rows.
+    sums: Any
+    patches: Any
+    patch_channel: Any
+
+
+def image_work(shape: tuple[int, ...], layout: Layout, kind: Kind, outputs: int) -> ImageWork:
+    """Return working space for images of a shape (N, C, H, W)."""
+    span = kind.tile.vectors * LANES
+    blocks, phases = -(-shape[1] // 2), len(layout.down) * len(layout.across)
+    padded, size = -(-layout.positions // span) * span, blocks * phases * layout.plane
+    flat = np.zeros(size + padded - layout.positions + VECTOR, np.uint32)
+    rows = (-(-outputs // one.tile.rows) * one.tile.rows for one in (kind, exact_beside(kind)))
+    acc, unlimited = (np.zeros(count * padded + VECTOR, np.int32) for count in rows)
+    dense = layout.rows * layout.columns + VECTOR
+    channel, u_channel, patch_channel = (np.zeros(dense, np.int32) for _ in range(3))
+    sums, patches = np.empty((phases, layout.plane), np.int32), np.empty(layout.positions + VECTOR, np.int32)
+    planes, line = flat[:size].reshape(blocks, phases, layout.plane), np.zeros(shape[2] * shape[3] + VECTOR, np.uint32)
+    return ImageWork(flat, planes, line, acc, unlimited, channel, u_channel, sums, patches, patch_channel)
+
+
+@inner
+def _words_of_two(low: Any, high: Any, words: Any) -> None:
+    for i in range(words.size):
+        words[i] = np.uint32(low[i] & 0xFFFF) | (np.uint32(high[i] & 0xFFFF) << np.uint32(16))
+
+
+@inner
+def _words_of_one(low: Any, words: Any) -> None:
+    for i in range(words.size):
+        words[i] = np.uint32(low[i] & 0xFFFF)
+
+
+@inner
+def _word_planes(x: Any, fill: Any, layout: Any, line: Any, planes: Any) -> None:
+    """Lay x (C, H, W) out as words of two channels: planes (ceil(C / 2), phases, places); what is missing is 0."""
+    down, across = layout.down, layout.across
+    flat = x.reshape(x.shape[0], -1)
+    size = flat.shape[1]
+    for b in range(planes.shape[0]):
+        blank = np.uint32(fill & 0xFFFF)
+        if 2 * b + 1 < x.shape[0]:
+            _words_of_two(flat[2 * b], flat[2 * b + 1], line[:size])
+            blank |= blank << np.uint32(16)
+        else:
+            _words_of_one(flat[2 * b], line[:size])
+        for p in range(planes.shape[1]):
+            vertical, horizontal = down[p // len(across)], across[p % len(across)]
+            _place(line, x.shape[2], vertical, horizontal, layout.width, blank, np.int64(0), planes[b, p])
+
+
+@inner
+def _patch_sums(planes: Any, phases: Any, shifts: Any, sums: Any, out: Any) -> None:
+    """Write to out (positions,) int32 what each patch's codes sum to; sums (phases, places) is working space."""
+    for p in range(planes.shape[1]):
+        total = sums[p]
+        total.fill(0)
+        for b in range(planes.shape[0]):
+            words = planes[b, p].view(np.int32)
+            for i in range(total.size):
+                total[i] += np.int32(np.int32(words[i] << np.int32(16)) >> np.int32(16)) + (words[i] >> np.int32(16))
+    out.fill(0)
+    for t in range(shifts.size):
+        source = sums[phases[t], shifts[t] :]
+        for i in range(out.size):
+            out[i] += source[i]
+
+
+@inner
+def _lanes_to_codes(channel: Any, offset: int, shift: int) -> None:
+    less, by = np.int32(offset), np.int32(shift)
+    for i in range(channel.size):
+        channel[i] = np.int32((channel[i] >> by) - less)
+
+
+@inner
+def _add_counts(one: Any, counts: Any) -> None:
+    for i in (0, 1, 2, 5):
+        counts[i] += one[i]
+    counts[3], counts[4] = min(counts[3], one[3]), max(counts[4], one[4])
+
+
+class Taps(NamedTuple):
+    """What a tile adds, in order: words (tiles, n, rows) int32, and where each finds its lanes, (n,) int64 bytes."""
+
+    words: Any
+    offsets: Any
+
+
+@cache
+def image_walk(kind: Kind) -> Any:
+    """Return convolve(...) for a kind of chain; see below."""
+    exact_kind = exact_beside(kind)
+    tile, exact = chain_tile(kind), chain_tile(exact_kind)
+    rows, exact_rows, span = kind.tile.rows, exact_kind.tile.rows, kind.tile.vectors * LANES
+
+    @njit(nogil=True)
+    def convolve(
+        x: Any, fill: Any, layout: Any, taps: Any, exact_taps: Any, parameters: Any, lane: Any, rails: Any,
+        row_side: Any, column_side: Any, work: Any, out: Any, codes: Any, first: int, last: int,
+    ) -> Any:  # fmt: skip
+        """Convolve samples first..last, write float32 out (N, CO, OH * OW); return the six counts of `count_events`.
+
+        x (N, C, H, W), fill (N,) codes; exact_taps without words: the code is U. lane = (offset, shift), rails = (low,
+        high); row_side = (zero points int64, steps float64) of samples, column_side = (zero points, sums over k int64,
+        steps float64) of output channels; codes (N, OH * OW, CO) int32 takes the codes, unless it is empty.
+        """
+        width, down, across = layout.width, layout.rows, layout.columns
+        flat, planes, line, acc, unlimited, channel, u_channel, sums, patches, patch_channel = work
+        zeros, column_sums, steps = column_side
+        terms = x.shape[1] * layout.shifts.size
+        size, padded = down * across, (acc.size - VECTOR) // (taps.words.shape[0] * rows)
+        counts, one = np.zeros(6, np.int64), np.zeros(6, np.int64)
+        counts[3], counts[4] = np.int64(1) << 62, -(np.int64(1) << 62)
+        same = exact_taps.words.shape[0] == 0
+        for n in range(first, last):
+            _word_planes(x[n], fill[n], layout, line, planes)
+            if zeros.any():
+                _patch_sums(planes, layout.phases, layout.shifts, sums, patches[: patches.size - VECTOR])
+                _without_ends(patches, width, down, across, patch_channel)
+            acc.fill(np.int32(lane[0] << lane[1]))
+            unlimited.fill(0)
+            for q in range(0, padded, span):
+                for t in range(taps.words.shape[0]):
+                    tile(
+                        acc.ctypes.data + 4 * (t * rows * padded + q), 0, 4 * padded, taps.words[t].ctypes.data,
+                        flat.ctypes.data + 4 * q, taps.offsets.size, parameters.ctypes.data, taps.offsets.ctypes.data,
+                    )  # fmt: skip
+                for t in range(exact_taps.words.shape[0]):
+                    exact(
+                        unlimited.ctypes.data + 4 * (t * exact_rows * padded + q), 0, 4 * padded,
+                        exact_taps.words[t].ctypes.data, flat.ctypes.data + 4 * q, exact_taps.offsets.size,
+                        parameters.ctypes.data, exact_taps.offsets.ctypes.data,
+                    )  # fmt: skip
+            for o in range(out.shape[1]):
+                _without_ends(acc[o * padded :], width, down, across, channel)
+                _lanes_to_codes(channel[:size], lane[0], lane[1])
+                if not same:
+                    _without_ends(unlimited[o * padded :], width, down, across, u_channel)
+                count_events(channel[:size], channel[:size] if same else u_channel[:size], rails[0], rails[1], one)
+                _add_counts(one, counts)
+                za, zb, scale = row_side[0][n], zeros[o], row_side[1][n] * steps[o]
+                base = np.float64(terms * za * zb - za * column_sums[o])
+                _scaled_shifted(channel[:size], base, patch_channel[:size], np.float64(zb), scale, out[n, o])
+                if codes.size:
+                    _store_codes(channel, 0, codes[n, :, o])
+        return counts
+
+    return convolve
+
+
+@njit(nogil=True)
+def gradient_words(dh: Any, width: int, words: Any, first: int, last: int) -> None:
+    """Write samples first..last of dh (N, CO, OH, OW) as words of two positions: words (N, tiles, words, CO a tile).
+
+    Rows are `width` places long; those past the end are 0.
+    """
+    columns = words.shape[3]
+    for n in range(first, last):
+        words[n].fill(0)
+        for o in range(dh.shape[1]):
+            part = words[n, o // columns, :, o % columns]
+            for y in range(dh.shape[2]):
+                row, begin = dh[n, o, y], y * width
+                for i in range(row.size):
+                    place = begin + i
+                    part[place >> 1] |= np.int32(np.int64(row[i] & 0xFFFF) << (16 * (place & 1)))
+
+
+class GradientWork(NamedTuple):
+    """Working space and registers of a gradient walk, for some input channels; made by `gradient_work`."""
+
+    #: int16 codes, channels with their phases one behind the other, with room behind them; one channel.
+    flat: Any
+    planes: Any
+    line: Any
+    #: int32 (taps, C or more, CO or more): lanes, and U of some samples.
+    acc: Any
+    unlimited: Any
+
+
+def gradient_work(size: tuple[int, int], channels: int, columns: int, layout: Layout, kind: Kind) -> GradientWork:
+    """Return working space for images of a size, lanes and U at 0."""
+    phases, rows = len(layout.down) * len(layout.across), -(-channels // kind.tile.rows) * kind.tile.rows
+    count = rows * phases * layout.plane
+    flat, line = np.zeros(count + VECTOR, np.int16), np.zeros(size[0] * size[1] + VECTOR, np.int16)
+    acc = np.zeros((len(layout.shifts), rows, columns), np.int32)
+    planes = flat[:count].reshape(rows, phases, layout.plane)
+    return GradientWork(flat, planes, line, acc, np.zeros_like(acc))
+
+
+@cache
+def gradient_walk(kind: Kind) -> Any:
+    """Return correlate(...) for a kind of register; see below."""
+    tile, rows, outputs = chain_tile(kind), kind.tile.rows, kind.tile.vectors * LANES
+
+    @njit(nogil=True)
+    def correlate(
+        x: Any, fill: Any, words: Any, layout: Any, parameters: Any, work: Any, first: int, last: int
+    ) -> None:
+        """Take samples of x (N, C, H, W), channels first..last, and of dh, as `gradient_words` writes it, in order."""
+        phases, shifts, down, across = layout.phases, layout.shifts, layout.down, layout.across
+        flat, planes, line, acc, unlimited = work
+        pitch, apart = 4 * acc.shape[2], 2 * planes.shape[1] * planes.shape[2]
+        for n in range(x.shape[0]):
+            for c in range(first, last):
+                _copy(x[n, c].reshape(-1), line)
+                for p in range(planes.shape[1]):
+                    vertical, horizontal = down[p // len(across)], across[p % len(across)]
+                    _place(
+                        line, x.shape[3], vertical, horizontal, layout.width, np.int16(fill[n]), np.int64(0),
+                        planes[c - first, p],
+                    )  # fmt: skip
+            for t in range(shifts.size):
+                plane = flat.ctypes.data + 2 * (phases[t] * planes.shape[2] + shifts[t])
+                for c in range(0, acc.shape[1], rows):
+                    for o in range(words.shape[1]):
+                        place = (t * acc.shape[1] + c) * pitch + 4 * o * outputs
+                        tile(
+                            acc.ctypes.data + place, unlimited.ctypes.data + place, pitch, plane + c * apart,
+                            words[n, o].ctypes.data, words.shape[2], parameters.ctypes.data, apart,
+                        )  # fmt: skip
+
+    return correlate
