@@ -55,8 +55,9 @@ def _child(code: str, folder: str, *arguments: str) -> dict[str, Any]:
     """Run code in a fresh process whose caches are in a folder; return the JSON that it prints."""
     places = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"), folder)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    others = {name: value for name, value in os.environ.items() if name != "FQTSIM_KERNEL_CACHE"}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=os.environ | places | {"PYTHONPATH": paths},
+        [sys.executable, "-c", code, *arguments], env=others | places | {"PYTHONPATH": paths},
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from fqtsim.train.trainer import Trainer
 
 __version__ = "0.1.0"
+IMPORTED_AT = time.time()
+"""Sources that are younger than this may not be what this process runs."""
 
 # Public name -> module. Imported on first use, so that `import fqtsim` waits for neither Numba nor torch.
 _HOMES = {

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Kernels of this session, for its workers and the processes that tests start: what a test replaces stays here.
+    os.environ["FQTSIM_KERNEL_CACHE"] = tempfile.mkdtemp(prefix="fqtsim-kernels-")
+    atexit.register(shutil.rmtree, os.environ["FQTSIM_KERNEL_CACHE"], ignore_errors=True)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: a thread each, or OpenMP's waiting threads take the others' time. Before torch starts.

@@ -160,7 +160,7 @@ def test_every_module_says_what_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_forbidden_words(name: str) -> None:
-    """fastmath deletes exact tricks; cache=True does not see an edit in a callee of another file."""
+    """fastmath deletes exact tricks; cache=True does not see an edit in a callee of another file (decision 3)."""
     text = MODULES[name].read_text(encoding="utf-8")
     for marker in ("TO" + "DO", "FIX" + "ME", "XX" + "X"):
         assert not re.search(rf"\b{marker}\b", text), marker

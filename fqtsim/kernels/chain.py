@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fqtsim.hw.lower import (
     BASE,
@@ -26,12 +25,13 @@ from fqtsim.hw.lower import (
     UNSIGNED,
     WRAP,
 )
+from fqtsim.kernels.jit import kernel
 
 STRIP = 2048
 """Outputs that walk through k together: the registers of a few levels stay in the first-level cache."""
 
 
-@njit(nogil=True)
+@kernel
 def _multiply(a: Any, b: Any, items: Any) -> None:
     """Write the products of a column of a and a row of b, row by row."""
     word = items.dtype.type
@@ -43,7 +43,7 @@ def _multiply(a: Any, b: Any, items: Any) -> None:
             row[j] = word(x * b[j])
 
 
-@njit(nogil=True)
+@kernel
 def drop(items: Any, row: Any) -> None:
     """Replace each item x by x / 2**drop, rounded."""
     word = items.dtype.type  # without the casts Numba would widen every operation to int64
@@ -56,7 +56,7 @@ def drop(items: Any, row: Any) -> None:
         items[j] = word(x + word(bias)) >> drop
 
 
-@njit(nogil=True)
+@kernel
 def accumulate(register: Any, items: Any, row: Any) -> None:
     """Add items to a register, exactly, and bring each sum into the register."""
     word = register.dtype.type
@@ -77,7 +77,7 @@ def accumulate(register: Any, items: Any, row: Any) -> None:
             register[j] += items[j]
 
 
-@njit(nogil=True)
+@kernel
 def push(first: Any, table: Any, places: Any, registers: Any, counts: Any, items: Any) -> None:
     """Give items to level `first`; a register that is full empties into the level above."""
     last = table.shape[0] - 1
@@ -97,7 +97,7 @@ def push(first: Any, table: Any, places: Any, registers: Any, counts: Any, items
         level += 1
 
 
-@njit(nogil=True)
+@kernel
 def flush(table: Any, places: Any, registers: Any, counts: Any, items: Any) -> None:
     """Empty what the end of k leaves in the registers below the accumulator."""
     for level in range(table.shape[0] - 1):
@@ -110,7 +110,7 @@ def flush(table: Any, places: Any, registers: Any, counts: Any, items: Any) -> N
             push(level + 1, table, places, registers, counts, items)
 
 
-@njit(nogil=True)
+@kernel
 def chain_rows(a: Any, b: Any, out: Any, table: Any, registers: Any, first: int, end: int) -> None:
     """Compute rows first..end of out, in place: on entry out holds the start values of the accumulator.
 

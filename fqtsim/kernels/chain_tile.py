@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.gemm import CHUNK, Driver, codes_stay, codes_to_words, pack
+from fqtsim.kernels.jit import kernel_of
 from fqtsim.kernels.tile import INT64, Emitter, Tile, emit_loop, lanes
 
 
@@ -311,7 +312,7 @@ def chain_driver(kind: Kind) -> Driver:
     shape, is_single, kernel = kind.tile, kind.words == "single", chain_tile(kind)
     rows, width = shape.rows, shape.vectors * lanes(np.int32)
 
-    @njit(nogil=True)
+    @kernel_of(repr(kind))
     def run(
         left: Any, right: Any, along_columns: bool, acc: Any, unlimited: Any, whole: int, parameters: Any, panels: Any
     ) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from fqtsim.kernels import correlate_tile as tiles
 from fqtsim.kernels.ends import ends
-from fqtsim.kernels.jit import inner
+from fqtsim.kernels.jit import inner, kernel, kernel_of
 from fqtsim.kernels.tile import VECTOR
 
 SPAN = tiles.IMAGE.vectors * tiles.LANES
@@ -215,7 +214,7 @@ def _finish_channel(acc: Any, patches: Any, zero: Any, base: Any, scale: Any, ou
     return ends(acc)
 
 
-@njit(nogil=True)
+@kernel
 def convolve(
     x: Any, fill: Any, flip: Any, layout: Any, words: Any, row_side: Any, column_side: Any, work: Any, out: Any,
     codes: Any, first: int, last: int,
@@ -354,7 +353,7 @@ def weight_walk(vectors: int) -> Any:
     kernel, rows = tiles.weights[vectors], tiles.WEIGHTS[vectors].rows
     outputs = vectors * tiles.LANES
 
-    @njit(nogil=True)
+    @kernel_of(f"{vectors} vectors, {tiles.WEIGHTS[vectors]}")
     def correlate(x: Any, fill: Any, flip: Any, dh: Any, layout: Any, work: Any, first: int, last: int) -> None:
         """Add what samples first..last of x, bytes, and dh, int8, give to the results in work."""
         phases, shifts = layout.phases, layout.shifts

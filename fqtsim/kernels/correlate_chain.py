@@ -10,12 +10,11 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from fqtsim.kernels.chain_tile import Form, Kind, chain_tile
 from fqtsim.kernels.correlate import Layout, _copy, _place, _scaled_shifted, _store_codes, _without_ends
 from fqtsim.kernels.gemm import count_events
-from fqtsim.kernels.jit import inner
+from fqtsim.kernels.jit import inner, kernel, kernel_of
 from fqtsim.kernels.tile import VECTOR, Tile, lanes
 
 LANES = lanes(np.int32)
@@ -137,7 +136,7 @@ def image_walk(kind: Kind) -> Any:
     tile, exact = chain_tile(kind), chain_tile(exact_kind)
     rows, exact_rows, span = kind.tile.rows, exact_kind.tile.rows, kind.tile.vectors * LANES
 
-    @njit(nogil=True)
+    @kernel_of(repr(kind))
     def convolve(
         x: Any, fill: Any, layout: Any, taps: Any, exact_taps: Any, parameters: Any, lane: Any, rails: Any,
         row_side: Any, column_side: Any, work: Any, out: Any, codes: Any, first: int, last: int,
@@ -192,7 +191,7 @@ def image_walk(kind: Kind) -> Any:
     return convolve
 
 
-@njit(nogil=True)
+@kernel
 def gradient_words(dh: Any, width: int, words: Any, first: int, last: int) -> None:
     """Write samples first..last of dh (N, CO, OH, OW) as words of two positions: words (N, tiles, words, CO a tile).
 
@@ -237,7 +236,7 @@ def gradient_walk(kind: Kind) -> Any:
     """Return correlate(...) for a kind of register; see below."""
     tile, rows, outputs = chain_tile(kind), kind.tile.rows, kind.tile.vectors * LANES
 
-    @njit(nogil=True)
+    @kernel_of(repr(kind))
     def correlate(
         x: Any, fill: Any, words: Any, layout: Any, parameters: Any, work: Any, first: int, last: int
     ) -> None:

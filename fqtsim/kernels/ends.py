@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from fqtsim.kernels.jit import kernel
 from fqtsim.kernels.threads import parts, run
 
 
-@njit(nogil=True)
+@kernel
 def ends(codes: Any) -> Any:
     """Return the smallest and largest of flat integers, at least one."""
     low, high = codes[0], codes[0]
@@ -26,13 +26,13 @@ def extremes(codes: Any) -> tuple[int, int]:
     return min(int(low) for low, _ in found), max(int(high) for _, high in found)
 
 
-@njit(nogil=True)
+@kernel
 def key(bits: Any) -> Any:
     """Return the int32 view of a float32 number as an integer in the numbers' order; its own inverse."""
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
-@njit(nogil=True)
+@kernel
 def widen(bits: Any, least: Any, greatest: Any) -> Any:
     """Return two keys, widened to hold those of the int32 views of float32 numbers."""
     for i in range(bits.size):

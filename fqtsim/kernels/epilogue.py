@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
 from fqtsim.kernels import threads
+from fqtsim.kernels.jit import kernel
 
 _ROWS = 32
 """Rows of accumulators whose codes a first-level cache holds while they are transposed."""
@@ -17,7 +16,7 @@ def row_sums(a: Any, out: Any) -> None:
     threads.run(lambda first, last: _row_sums(a, out, first, last), threads.parts(len(out), a.shape[1]))
 
 
-@njit(nogil=True)
+@kernel
 def _row_sums(a: Any, out: Any, first: int, last: int) -> None:
     for m in range(first, last):
         total = 0
@@ -38,7 +37,7 @@ def finish(acc: Any, dropped: int, terms: int, row: Any, column: Any, scales: An
     )
 
 
-@njit(nogil=True)
+@kernel
 def _finish(
     acc: Any, dropped: int, terms: int, row: Any, column: Any, scales: Any, out: Any, first: int, last: int
 ) -> None:
@@ -74,7 +73,7 @@ def finish_offset(
     )  # fmt: skip
 
 
-@njit(nogil=True)
+@kernel
 def _finish_offset(
     acc: Any, dropped: int, terms: int, row: Any, column: Any, scales: Any, offsets: Any, met: Any, out: Any,
     first: int, last: int,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from fqtsim.kernels.jit import kernel
 from fqtsim.kernels.threads import parts, run
 
 MAGNITUDE = 0x7FFFFFFF
@@ -27,19 +27,19 @@ ROUNDER = np.float64(1.5 * 2.0**52)
 ROUNDER_BITS = int(np.array(ROUNDER).view(np.int64)[()])
 
 
-@njit(nogil=True)
+@kernel
 def magnitude(bits: Any) -> Any:
     """Return the magnitude pattern of an int32 view of a float32 number."""
     return bits & np.int32(MAGNITUDE)
 
 
-@njit(nogil=True)
+@kernel
 def term(x: Any, scale: Any) -> Any:
     """Return rint(x * scale) as int64, scale a power of two."""
     return np.float64(np.float64(x) * scale + ROUNDER).view(np.int64) - ROUNDER_BITS
 
 
-@njit(nogil=True)
+@kernel
 def largest(bits: Any) -> Any:
     """Return the largest magnitude pattern of the int32 views of float32 numbers."""
     top = np.int32(0)
@@ -48,7 +48,7 @@ def largest(bits: Any) -> Any:
     return top
 
 
-@njit(nogil=True)
+@kernel
 def scaled_sum(x: Any, scale: Any) -> Any:
     """Return the int64 sum of the terms of x."""
     total = np.int64(0)
@@ -57,25 +57,25 @@ def scaled_sum(x: Any, scale: Any) -> Any:
     return total
 
 
-@njit(nogil=True)
+@kernel
 def power(exponent: Any) -> Any:
     """Return 2**exponent, -1022..1023, as float64."""
     return np.int64((exponent + 1023) << 52).view(np.float64)
 
 
-@njit(nogil=True)
+@kernel
 def exponent(top: Any) -> Any:
     """Return e of S5.3: every |x| of the sum is below 2**e."""
     return max(np.int64(1), np.int64(top) >> 23) - 126
 
 
-@njit(nogil=True)
+@kernel
 def value(top: Any, total: Any, shift: Any) -> Any:
     """Return the sum that the integer `total` stands for; NaN where a term was not finite."""
     return np.float64(total) * power(exponent(top) - shift) if top < NOT_FINITE else np.nan
 
 
-@njit(nogil=True)
+@kernel
 def _sum_rows(x: Any, bits: Any, shift: Any, first: Any, last: Any, out: Any) -> None:
     """Fill outputs first..last of x (P, A, M, B): output p * M + m."""
     for o in range(first, last):
@@ -88,19 +88,19 @@ def _sum_rows(x: Any, bits: Any, shift: Any, first: Any, last: Any, out: Any) ->
         out[o] = value(top, total, shift)
 
 
-@njit(nogil=True)
+@kernel
 def _raise_tops(bits: Any, tops: Any) -> None:
     for c in range(bits.size):
         tops[c] = max(tops[c], magnitude(bits[c]))
 
 
-@njit(nogil=True)
+@kernel
 def _add_terms(x: Any, scales: Any, totals: Any) -> None:
     for c in range(x.size):
         totals[c] += term(x[c], scales[c])
 
 
-@njit(nogil=True)
+@kernel
 def _sum_block(x: Any, bits: Any, owner: Any, start: Any, stop: Any, shift: Any, out: Any) -> None:
     """Fill the outputs that own columns start..stop of rows owner.size long, the last row possibly short."""
     width, row, base = stop - start, owner.size, owner[start]
@@ -122,7 +122,7 @@ def _sum_block(x: Any, bits: Any, owner: Any, start: Any, stop: Any, shift: Any,
         out[base + o] = value(top[o], total[o], shift)
 
 
-@njit(nogil=True)
+@kernel
 def _sum_columns(x: Any, bits: Any, owner: Any, width: Any, shift: Any, first: Any, last: Any, out: Any) -> None:
     """Fill out (P, M) for blocks first..last of `width` columns of x (P, terms * columns)."""
     blocks = (owner.size + width - 1) // width

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fqtsim.kernels import threads
+from fqtsim.kernels.jit import kernel
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -33,7 +33,7 @@ def combine(weights: Words, matrix: np.ndarray[Any, Any]) -> Words:
     return total
 
 
-@njit(nogil=True)
+@kernel
 def _combine(weights: Any, matrix: Any, out: Any, first: int, last: int) -> None:
     columns = matrix.shape[1]
     for left in range(0, columns, STRIP):

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from fqtsim.kernels import tile as tiles
+from fqtsim.kernels.jit import kernel, kernel_of
 from fqtsim.kernels.shift import floor_shift
 from fqtsim.kernels.tile import Tile, lanes
 from fqtsim.kernels.transpose import EDGE, transpose_block
@@ -35,7 +35,7 @@ class Driver(NamedTuple):
         return self.tile.vectors * lanes(self.dtype)
 
 
-@njit(nogil=True)
+@kernel
 def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k_end: int) -> None:
     """Write out[k - k_first, r] = source[first + r, k], or source[k, first + r]; missing rows are 0."""
     width = out.shape[1]
@@ -57,7 +57,7 @@ def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k
             row[r] = 0
 
 
-@njit(nogil=True)
+@kernel
 def pack_tiles(source: Any, along_columns: bool, packed: Any, first: int, last: int) -> None:
     """Pack tiles first..last of the left operand into packed (tiles, K, rows)."""
     start: Any = np.int64(0)  # a literal would be a type of its own, and compile `pack` again
@@ -65,12 +65,12 @@ def pack_tiles(source: Any, along_columns: bool, packed: Any, first: int, last: 
         pack(source, along_columns, packed[t], t * packed.shape[2], start, packed.shape[1])
 
 
-@njit(nogil=True)
+@kernel
 def codes_stay(packed: Any, shift: int, doubled: bool) -> None:
     """Leave packed codes as they are."""
 
 
-@njit(nogil=True)
+@kernel
 def codes_to_words(packed: Any, shift: int, doubled: bool) -> None:
     """Make each int32 code a word of two int16: code * 2**shift in the low half, and in the high one if doubled."""
     flat = packed.reshape(-1)
@@ -89,10 +89,11 @@ def paired(a: Any, b: Any) -> tuple[Any, Any]:
     return left.view(np.int32), words.view(np.int32)[:, :, 0]
 
 
-def _walk(kernel: Any, shape: Tile, dtype: type, convert: Any = codes_stay) -> Driver:
+def _walk(name: str, shape: Tile, dtype: type, convert: Any = codes_stay) -> Driver:
+    kernel: Any = getattr(tiles, name)
     rows, width = shape.rows, shape.vectors * lanes(dtype)
 
-    @njit(nogil=True)
+    @kernel_of(f"{name} {shape} {dtype.__name__} {convert.__name__}")
     def run(
         left: Any,
         right: Any,
@@ -122,26 +123,26 @@ def _walk(kernel: Any, shape: Tile, dtype: type, convert: Any = codes_stay) -> D
     return Driver(run, shape, dtype, convert)
 
 
-FLOAT_EXACT = _walk(tiles.float_exact, tiles.PLAIN, np.float32)
-FLOAT_CLAMP = _walk(tiles.float_clamp, tiles.PLAIN, np.float32)
-FLOAT_CLAMP_GROUPED = _walk(tiles.float_clamp_grouped, tiles.GROUPED, np.float32)
-INT_EXACT = _walk(tiles.int_exact, tiles.PLAIN, np.int32)
-INT_CLAMP = _walk(tiles.int_clamp, tiles.PLAIN, np.int32)
-INT_CLAMP_GROUPED = _walk(tiles.int_clamp_grouped, tiles.GROUPED, np.int32)
-INT_SIGN_WRAP = _walk(tiles.int_sign_wrap, tiles.PLAIN, np.int32)
-INT16_SATURATE = _walk(tiles.int16_saturate, tiles.PLAIN, np.int16)
-INT16_SATURATE_ABOVE = _walk(tiles.int16_saturate_above, tiles.PLAIN, np.int16)
-DOT_SATURATE = _walk(tiles.int_dot_saturate, tiles.PLAIN, np.int32, codes_to_words)
-DOT_SATURATE_ABOVE = _walk(tiles.int_dot_saturate_above, tiles.PLAIN, np.int32, codes_to_words)
-DOT_PAIRS = _walk(tiles.int_dot_wrap, tiles.PLAIN, np.int32)
-DOT_WRAP = _walk(tiles.int_dot_wrap, tiles.PLAIN, np.int32, codes_to_words)
+FLOAT_EXACT = _walk("float_exact", tiles.PLAIN, np.float32)
+FLOAT_CLAMP = _walk("float_clamp", tiles.PLAIN, np.float32)
+FLOAT_CLAMP_GROUPED = _walk("float_clamp_grouped", tiles.GROUPED, np.float32)
+INT_EXACT = _walk("int_exact", tiles.PLAIN, np.int32)
+INT_CLAMP = _walk("int_clamp", tiles.PLAIN, np.int32)
+INT_CLAMP_GROUPED = _walk("int_clamp_grouped", tiles.GROUPED, np.int32)
+INT_SIGN_WRAP = _walk("int_sign_wrap", tiles.PLAIN, np.int32)
+INT16_SATURATE = _walk("int16_saturate", tiles.PLAIN, np.int16)
+INT16_SATURATE_ABOVE = _walk("int16_saturate_above", tiles.PLAIN, np.int16)
+DOT_SATURATE = _walk("int_dot_saturate", tiles.PLAIN, np.int32, codes_to_words)
+DOT_SATURATE_ABOVE = _walk("int_dot_saturate_above", tiles.PLAIN, np.int32, codes_to_words)
+DOT_PAIRS = _walk("int_dot_wrap", tiles.PLAIN, np.int32)
+DOT_WRAP = _walk("int_dot_wrap", tiles.PLAIN, np.int32, codes_to_words)
 
 
 SQUARE = 32
 """Edge of the squares in which matrices are copied, so that one of them may be transposed."""
 
 
-@njit(nogil=True)
+@kernel
 def codes_to_lanes(codes: Any, offset: int, shift: int, acc: Any, first: int, last: int) -> None:
     """Write (code + offset) * 2**shift of rows first..last of codes (R, N), maybe a transposed view, to acc."""
     columns = codes.shape[1]
@@ -152,7 +153,7 @@ def codes_to_lanes(codes: Any, offset: int, shift: int, acc: Any, first: int, la
                     acc[i, j] = (codes[i, j] + offset) << shift
 
 
-@njit(nogil=True)
+@kernel
 def lanes_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int, last: int) -> None:
     """Write what `codes_to_lanes` undoes: rows first..last of codes (R, N) from acc, maybe a transposed view."""
     columns = codes.shape[1]
@@ -163,7 +164,7 @@ def lanes_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int, la
                     codes[i, j] = (np.int64(acc[i, j]) >> shift) - offset
 
 
-@njit(nogil=True)
+@kernel
 def int_rows_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int, last: int) -> None:
     """Write what `lanes_to_codes` does from rows of integer lanes to int32 codes, which hold it: in int32, wrapping."""
     by, less = np.int32(shift), np.int32(offset)
@@ -173,7 +174,7 @@ def int_rows_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int,
             out[j] = np.int32(floor_shift(np.int32(row[j]), by) - less)
 
 
-@njit(nogil=True)
+@kernel
 def add_block(total: Any, block: Any) -> None:
     """Add a block of integers, held in lanes of any type, to integer totals, and clear the block."""
     for i in range(total.shape[0]):
@@ -182,7 +183,7 @@ def add_block(total: Any, block: Any) -> None:
             block[i, j] = 0
 
 
-@njit(nogil=True)
+@kernel
 def count_events(codes: Any, unlimited: Any, low: int, high: int, counts: Any) -> None:
     """Write altered, out of range, transient, minimum and maximum of unlimited, outputs at a rail.
 
@@ -206,7 +207,7 @@ def count_events(codes: Any, unlimited: Any, low: int, high: int, counts: Any) -
     counts[3], counts[4], counts[5] = word(minimum), word(maximum), at_rail
 
 
-@njit(nogil=True)
+@kernel
 def open_outputs(rows: Any, columns: Any, start: Any, limit: int, open_rows: Any, open_columns: Any) -> None:
     """Mark the rows and columns that hold an output with |a_i|**2 |b_j|**2 > (limit - |c|)**2, pessimistically.
 
@@ -223,7 +224,7 @@ def open_outputs(rows: Any, columns: Any, start: Any, limit: int, open_rows: Any
                 open_columns[j] = True
 
 
-@njit(nogil=True)
+@kernel
 def squared_norms(codes: Any, along_columns: bool, out: Any) -> None:
     """Add the square of every code to out, int64: one entry per row, or per column."""
     for i in range(codes.shape[0]):

@@ -6,12 +6,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from fqtsim.kernels.column_tile import LANES, column_sums
 from fqtsim.kernels.ends import GREATEST, LEAST, widen
 from fqtsim.kernels.exact_sum import BLOCK
-from fqtsim.kernels.jit import inner
+from fqtsim.kernels.jit import inner, kernel
 from fqtsim.kernels.threads import parts, run
 
 Array = np.ndarray[Any, Any]
@@ -68,7 +67,7 @@ def _divide(x: Any, divisor: Any, out: Any) -> None:
         out[c] = x[c] / divisor
 
 
-@njit(nogil=True)
+@kernel
 def _mix(
     x: Any, order: Any, starts: Any, roots: Any, factors: Any, divisors: Any, largest: int, width: int, first: int,
     last: int, out: Any, ends: Any,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
 from fqtsim.kernels import threads
+from fqtsim.kernels.jit import kernel
 
 
 def gather_rows(x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any, hole: Any) -> None:
@@ -25,7 +24,7 @@ def gather_rows(x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any, h
     )
 
 
-@njit(nogil=True)
+@kernel
 def _gather_rows(
     x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any, hole: Any, first: int, last: int
 ) -> None:
@@ -58,7 +57,7 @@ def gather_columns(x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any
     )
 
 
-@njit(nogil=True)
+@kernel
 def _gather_columns(x: Any, fill: Any, out: Any, step: Any, tap: Any, offset: Any, first: int, last: int) -> None:
     samples, channels, height, width = x.shape
     kernel_w, rows, columns = out.shape[1], out.shape[4], out.shape[5]

@@ -1,4 +1,4 @@
-"""How functions are compiled that only kernels call."""
+"""How kernels are compiled: the ways in, which are kept on disk, and the functions that only kernels call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,33 @@ from typing import Any, TypeVar
 
 from numba import njit
 
+from fqtsim.kernels.cache import KernelCache
+
 Function = TypeVar("Function", bound=Callable[..., Any])
+_names: set[str] = set()
+
+
+def kernel(function: Function) -> Function:
+    """Compile a function that Python calls; what it depends on beside its arguments is in the sources."""
+    if function.__closure__:
+        raise TypeError(f"{function.__qualname__}: depends on where it was made; say so by kernel_of")
+    return kernel_of("")(function)
+
+
+def kernel_of(form: str) -> Callable[[Function], Function]:
+    """Compile a function made inside another one; `form` says all that it has from there."""
+
+    def compiled(function: Function) -> Function:
+        name = f"{function.__module__}.{function.__qualname__} {form}"
+        if name in _names:
+            raise ValueError(f"{name}: two kernels of one name; give each a form of its own")
+        _names.add(name)
+        dispatcher: Any = njit(nogil=True)(function)
+        dispatcher._cache = KernelCache(name)
+        result: Function = dispatcher
+        return result
+
+    return compiled
 
 
 def inner(function: Function) -> Function:

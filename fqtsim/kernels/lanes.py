@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fqtsim.hw.lower import LANES
 from fqtsim.kernels.chain import flush, push
+from fqtsim.kernels.jit import kernel
 
 BLOCK = 32
 """Products of a lane that are formed together: they are stored in order of k, a strip of lanes wide."""
 
 
-@njit(nogil=True)
+@kernel
 def lane_sums(a: Any, b: Any, total: Any, size: Any, first: int, end: int) -> None:
     """Write the exact sum of the products of lanes first..end, and the sum of their magnitudes.
 
@@ -35,7 +35,7 @@ def lane_sums(a: Any, b: Any, total: Any, size: Any, first: int, end: int) -> No
         total[lane], size[lane] = exact, magnitude
 
 
-@njit(nogil=True)
+@kernel
 def _products(a: Any, b: Any, lanes: Any, k_first: int, items: Any) -> None:
     """Write the products of some lanes, from k_first on: row by row in order of k, items (products, lanes)."""
     word = items.dtype.type
@@ -47,7 +47,7 @@ def _products(a: Any, b: Any, lanes: Any, k_first: int, items: Any) -> None:
             items[i, j] = word(word(left[k_first + i]) * word(right[k_first + i]))
 
 
-@njit(nogil=True)
+@kernel
 def chain_lanes(a: Any, b: Any, lanes: Any, out: Any, table: Any, registers: Any, first: int, end: int) -> None:
     """Perform every addition of lanes[first..end], and write their accumulators to the same places of out.
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from fqtsim.kernels.grid import Grid
+from fqtsim.kernels.jit import kernel
 from fqtsim.kernels.quantize import BLOCK, Draw
 from fqtsim.kernels.random import fill_blocks
 from fqtsim.kernels.threads import parts, run
@@ -22,7 +22,7 @@ def top_code(bits: int) -> int:
     return 1 << ((1 << (bits - 1)) - 2)
 
 
-@njit(nogil=True)
+@kernel
 def _log_codes(x: Any, step: Any, top: Any, draw: Any, first: Any, last: Any, codes: Any) -> Any:
     """Fill codes first..last of flat x; return how many were clamped. first % 4 == 0."""
     key0, key1, stream, index, bits = draw

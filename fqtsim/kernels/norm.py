@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fqtsim.kernels.exact_sum import exponent, largest, magnitude, power, scaled_sum, shift_of, term, value
-from fqtsim.kernels.jit import inner
+from fqtsim.kernels.jit import inner, kernel
 from fqtsim.kernels.threads import parts, run
 
 Array = np.ndarray[Any, Any]
@@ -41,7 +40,7 @@ def _total_square(x: Any, mean: Any, scale: Any) -> Any:
     return total
 
 
-@njit(nogil=True)
+@kernel
 def _statistics(x: Any, bits: Any, shift: int, first: int, last: int, out: Any) -> None:
     """Fill out[:, first..last]: mean, sum of squared deviations; NaN where a term is not finite."""
     count = np.float32(x.shape[0] * x.shape[2])
@@ -74,7 +73,7 @@ def _standardize_row(x: Any, mean: Any, inv: Any, y: Any) -> None:
         y[i] = (x[i] - mean) * inv
 
 
-@njit(nogil=True)
+@kernel
 def _normalize(x: Any, mean: Any, inv: Any, gamma: Any, beta: Any, first: int, last: int, y: Any) -> None:
     for n in range(first, last):
         for c in range(x.shape[1]):
@@ -114,7 +113,7 @@ def _scaled_row(dy: Any, scale: Any, dx: Any) -> None:
         dx[i] = scale * dy[i]
 
 
-@njit(nogil=True)
+@kernel
 def _gradients(
     dy: Any, x: Any, mean: Any, inv: Any, scale: Any, from_batch: bool, shift: int, first: int, last: int, dx: Any,
     out: Any,
@@ -175,13 +174,13 @@ def gradients(
     return dx, out[0], out[1]
 
 
-@njit(nogil=True)
+@kernel
 def _relu(x: Any, y: Any) -> None:
     for i in range(x.size):
         y[i] = np.float32(0) if x[i] <= 0 else x[i]
 
 
-@njit(nogil=True)
+@kernel
 def _relu_gradient(y: Any, dy: Any, dx: Any) -> None:
     for i in range(y.size):
         dx[i] = dy[i] if y[i] > 0 else np.float32(0)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from fqtsim.kernels.ends import GREATEST, LEAST, from_keys, widen
 from fqtsim.kernels.grid import Grid
+from fqtsim.kernels.jit import kernel
 from fqtsim.kernels.random import fill_blocks
 from fqtsim.kernels.shift import floor_shift, top_bits
 from fqtsim.kernels.threads import parts, run
@@ -52,7 +52,7 @@ class Draw(NamedTuple):
     bits: int
 
 
-@njit(nogil=True)
+@kernel
 def _fill_extremes(bits: Any, first: Any, last: Any, out: Any) -> None:
     for i in range(first, last):
         out[i, 0], out[i, 1] = widen(bits[i], LEAST, GREATEST)
@@ -71,25 +71,25 @@ def extremes(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.N
     return from_keys(keys)
 
 
-@njit(nogil=True)
+@kernel
 def _divide(x: Any, step: Any, y: Any) -> None:
     for i in range(x.size):
         y[i] = x[i] / step
 
 
-@njit(nogil=True)
+@kernel
 def _divide_offset(x: Any, step: Any, offset: Any, y: Any) -> None:
     for i in range(x.size):
         y[i] = np.float32((np.float64(x[i]) - np.float64(offset)) / np.float64(step))
 
 
-@njit(nogil=True)
+@kernel
 def _round_even(y: Any, q: Any) -> None:
     for i in range(y.size):
         q[i] = np.int32(np.rint(min(max(y[i], np.float32(-_SAFE)), np.float32(_SAFE))))
 
 
-@njit(nogil=True)
+@kernel
 def _round_general(y: Any, nearest: Any, condition: Any, q: Any) -> None:
     for i in range(y.size):
         value = min(max(np.float64(y[i]), -_SAFE), _SAFE)
@@ -107,7 +107,7 @@ def _round_general(y: Any, nearest: Any, condition: Any, q: Any) -> None:
         q[i] = f + np.int32(up)
 
 
-@njit(nogil=True)
+@kernel
 def _round_stochastic(y: Any, words: Any, n: Any, q: Any) -> None:
     """Round by S5.6 with the top n bits of each word: the integers below stay under 2**53, so float64 holds them."""
     up, down, drop = np.float64(2.0**n), np.float64(2.0**-n), np.uint32(32 - n)
@@ -116,7 +116,7 @@ def _round_stochastic(y: Any, words: Any, n: Any, q: Any) -> None:
         q[i] = np.int32(np.floor((scaled + (up - 1.0 - np.float64(words[i] >> drop))) * down))
 
 
-@njit(nogil=True)
+@kernel
 def _round_stochastic_short(y: Any, words: Any, n: Any, limit: Any, q: Any) -> None:
     """Round as `_round_stochastic` in int32, quotients brought to -limit..limit with (limit + 1) 2**n < 2**31.
 
@@ -128,7 +128,7 @@ def _round_stochastic_short(y: Any, words: Any, n: Any, limit: Any, q: Any) -> N
         q[i] = floor_shift(np.int32(scaled + np.int32(top - np.int32(top_bits(words[i], drop)))), shift)
 
 
-@njit(nogil=True)
+@kernel
 def _store(q: Any, zero_point: Any, low: Any, high: Any, codes: Any) -> Any:
     """Store clamp(q + zero_point) and return how many were clamped."""
     # int32 throughout: Numba adds two of them in int64, which halves the lanes of every line below.
@@ -141,7 +141,7 @@ def _store(q: Any, zero_point: Any, low: Any, high: Any, codes: Any) -> Any:
     return clamped
 
 
-@njit(nogil=True)
+@kernel
 def _count_ties(y: Any) -> Any:
     """Return how many lie exactly halfway between two integers: 2 y, which is exact, is one and y is not."""
     ties = np.int32(0)
@@ -151,7 +151,7 @@ def _count_ties(y: Any) -> Any:
     return ties
 
 
-@njit(nogil=True)
+@kernel
 def _round(y: Any, how: Any, words: Any, bits: Any, q: Any) -> None:
     kind, nearest, condition, limit = how
     if kind == _RINT:
@@ -164,7 +164,7 @@ def _round(y: Any, how: Any, words: Any, bits: Any, q: Any) -> None:
         _round_stochastic(y, words, bits, q)
 
 
-@njit(nogil=True)
+@kernel
 def _quantize(x: Any, grid: Any, how: Any, draw: Any, first: Any, last: Any, codes: Any) -> Any:
     """Fill codes first..last of the flat rows x; return how many were clamped, how many ties. first % 4 == 0.
 

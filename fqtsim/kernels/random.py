@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from fqtsim.kernels.jit import kernel
 from fqtsim.kernels.threads import parts, run
 
 # Constants of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), as in Random123's philox.h.
@@ -37,7 +38,7 @@ def philox(counter: Any, key: Any) -> Any:
     return _two_rounds(c, k)[0]
 
 
-@njit(nogil=True)
+@kernel
 def fill_blocks(words: Any, first: Any, last: Any, stream: Any, step: Any, key0: Any, key1: Any) -> None:
     """Fill words[4 * (b - first) ..] with the four words of blocks b in first..last."""
     key = (np.uint64(key0), np.uint64(key1))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from fqtsim.hw.lower import DROP, LANES, RUN
 from fqtsim.kernels.chain import accumulate, drop
+from fqtsim.kernels.jit import kernel
 
 MINIMUM, MAXIMUM, ADDITIONS, OVERFLOWS = range(4)
 """Columns of the statistics: one row per level."""
 
 
-@njit(nogil=True)
+@kernel
 def trace_products(a: Any, b: Any, out: Any) -> None:
     """Write the products of every output to out (M, N, K)."""
     for i in range(out.shape[0]):
@@ -23,7 +23,7 @@ def trace_products(a: Any, b: Any, out: Any) -> None:
                 out[i, j, k] = np.int64(a[i, k]) * np.int64(b[k, j])
 
 
-@njit(nogil=True)
+@kernel
 def trace_level(items: Any, row: Any, registers: Any, statistics: Any) -> None:
     """Run one level for every output: int64 items (M, N, items), registers (M, N, registers) with start values.
 
