@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+import fqtsim.started  # first of all: it takes the time
 
 if TYPE_CHECKING:
     from fqtsim.analysis.measure import analyze
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from fqtsim.train.trainer import Trainer
 
 __version__ = "0.1.0"
-IMPORTED_AT = time.time()
-"""Sources that are younger than this may not be what this process runs."""
 
 # Public name -> module. Imported on first use, so that `import fqtsim` waits for neither Numba nor torch.
 _HOMES = {

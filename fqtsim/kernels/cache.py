@@ -27,7 +27,7 @@ import numpy as np
 from numba.core import serialize
 from numba.core.compiler import CompileResult
 
-import fqtsim
+from fqtsim.started import AT
 
 VARIABLE = "FQTSIM_KERNEL_CACHE"
 OLD = 30 * 86400
@@ -71,7 +71,7 @@ def sources_digest() -> str | None:
         same = _stamp() == stamp
     except OSError:
         return None
-    return digest if same and max(time_ns for _, time_ns, _ in stamp) < 1e9 * fqtsim.IMPORTED_AT else None
+    return digest if same and max(time_ns for _, time_ns, _ in stamp) < 1e9 * AT else None
 
 
 def folder() -> Path | None:
