@@ -42,6 +42,7 @@ CHAINS = {
     "parts 3 int15 saturate, int17 saturate": DOTS[:1],
     "terms 1500 int12 saturate, terms 2 int14 saturate, int15 saturate": DOTS[:1],
 }  # fmt: skip
+PLAIN = datapath(*chain("int24 saturate"))
 SHAPES = [(1, 1, 1), (2, 3, 5), (7, 37, 70), (70, 130, 7), (5, 1100, 50)]
 
 
@@ -58,8 +59,9 @@ def operands(shape: tuple[int, int, int], path: Datapath) -> tuple[Array, Array,
 
 @pytest.fixture
 def walks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the smallest product be worth a kernel of its own."""
+    """Let the smallest product be worth a kernel of its own, and a register a walk."""
     monkeypatch.setattr(chains, "SMALLEST_WALK", 0)
+    monkeypatch.setattr(chains, "SMALLEST_PART", 0)
 
 
 @pytest.mark.usefixtures("walks")
@@ -204,6 +206,16 @@ def test_blocks_of_registers(shape: tuple[int, int, int], monkeypatch: pytest.Mo
         a, b, c = operands(shape, path)
         expected = summary(get_backend("reference").gemm(a, b, path, c))
         assert summary(get_backend("stepwise").gemm(a, b, path, c)) == expected
+
+
+def test_many_lanes_are_no_walks_of_their_own_nor_many_registers_above_them() -> None:
+    many_above = datapath(*chain("lanes 2 int20 saturate, lanes 262144 int20 wrap, int24 wrap"))
+    wide = prepare(*operands((64, 64, 64), PLAIN)[:2], many_above, None)
+    few, many = (datapath(*chain(f"terms 2 exact, lanes {lanes} int20 saturate, int24 saturate")) for lanes in (16, 17))
+    shape = (64, 64, 64)  # 2**18 products
+    assert not chains._pays(wide, 0, shape)
+    assert chains._pays(prepare(*operands(shape, few)[:2], few, None), 1, shape)
+    assert not chains._pays(prepare(*operands(shape, many)[:2], many, None), 1, shape)
 
 
 def test_the_smallest_walk_and_one_product_less(monkeypatch: pytest.MonkeyPatch) -> None:

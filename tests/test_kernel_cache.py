@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from fqtsim.kernels import cache
-from fqtsim.kernels.jit import kernel, kernel_of
+from fqtsim.kernels import tile as tiles
+from fqtsim.kernels.jit import kernel, kernel_of, made_once
 
 #: Codes by a kernel that has a callee in another file, and how many functions were compiled for it.
 SCRIPT = """
@@ -66,7 +69,7 @@ def test_an_edit_in_a_callee_of_another_file_is_seen(package: Path) -> None:
     source.write_text(edited, encoding="utf-8")
     assert run(package) == (EDITED, True)
     source.write_text(text, encoding="utf-8")
-    assert run(package) == (HALVED, False)
+    assert run(package) == (HALVED, True)  # the time of its change is another
 
 
 def test_an_edit_while_a_process_runs_keeps_it_from_the_cache(package: Path) -> None:
@@ -82,6 +85,49 @@ source.write_text(source.read_text().replace(*{EDIT}))
     assert run(package, edit + SCRIPT) == (HALVED, True)
     assert run(package) == (EDITED, True)
     assert run(package) == (EDITED, False)
+
+
+def test_a_source_replaced_by_an_older_file_while_a_process_runs(package: Path) -> None:
+    source, older = package / "fqtsim" / "kernels" / "shift.py", package / "older.py"
+    older.write_text(source.read_text(encoding="utf-8").replace(*EDIT), encoding="utf-8")
+    os.utime(older, (1e9, 1e9))
+    replace = f"""
+import os, fqtsim
+import fqtsim.kernels.shift
+os.replace({str(older)!r}, {str(source)!r})
+"""
+    assert run(package, replace + SCRIPT) == (HALVED, True)
+    assert run(package) == (EDITED, True)
+
+
+#: Two walks made by one function, whose machine code differs though their names in the sources do not.
+TWO = """
+import sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from mac import chain, datapath
+from fqtsim.backends import chains, exact
+from fqtsim.backends.stepwise import prepare
+chains.SMALLEST_WALK = 0
+random = np.random.RandomState(1)
+a, b = random.randint(-128, 128, (5, 90)).astype(np.int8), random.randint(-128, 128, (90, 7)).astype(np.int8)
+paths = [datapath(*chain(words)) for words in ("terms 4 exact, int14 saturate", "terms 3 int12 saturate, int13 wrap")]
+wrong = 0
+for path in paths[:: int(sys.argv[2])] * 2:
+    lowered = prepare(a, b, path, None)
+    expected = exact.run_chain(a, b, None, lowered.table, 64)
+    wrong += not np.array_equal(chains.stepwise_codes(a, b, lowered, None), expected)
+print(wrong)
+"""
+
+
+@pytest.mark.skipif(not tiles.HAS_MULTIPLY_ADD, reason="this CPU has no product of 16-bit pairs")
+def test_two_forms_of_one_function_from_disk_in_one_process(package: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(package), "FQTSIM_KERNEL_CACHE": str(package / "kernels")}
+    for order in ("1", "-1", "1"):
+        command = [sys.executable, "-c", TWO, str(Path(__file__).parent), order]
+        done = subprocess.run(command, env=environment, cwd=package, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "0"
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "another's"])
@@ -108,14 +154,32 @@ def test_without_a_folder(package: Path) -> None:
 
 
 def test_old_kernels_of_other_sources_are_removed(tmp_path: Path) -> None:
-    old, young, foreign = tmp_path / ("a" * 32), tmp_path / ("b" * 32), tmp_path / "mine"
-    for folder in (old, young, foreign):
+    old, young, mixed = (tmp_path / (cache.PREFIX + letter * 32) for letter in "abd")
+    foreign = tmp_path / ("a" * 32)
+    for folder in (old, young, mixed, foreign):
         folder.mkdir()
         (folder / "x.kernel").write_bytes(b"x")
-    for folder in (old, foreign):
+    (mixed / "mine.txt").write_text("not a kernel", encoding="utf-8")
+    for folder in (old, mixed, foreign):
         os.utime(folder, (0, 0))
-    cache._make(tmp_path / ("c" * 32))
-    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["b", "c", "m"]
+    cache._make(tmp_path / f"{cache.PREFIX}{'c' * 32}")
+    assert {path.name[-32:] for path in tmp_path.iterdir()} == {letter * 32 for letter in "abcd"}
+    assert not old.exists()
+
+
+def test_threads_that_ask_at_once_get_the_same() -> None:
+    made = []
+
+    @made_once
+    def slow(number: int) -> object:
+        time.sleep(0.05)
+        made.append(number)
+        return object()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(slow, [1] * 8))
+    assert made == [1]
+    assert len(set(map(id, found))) == 1
 
 
 def test_no_two_kernels_share_a_name() -> None:

@@ -14,7 +14,16 @@ from typing import NamedTuple
 import numpy as np
 
 from fqtsim.backends.base import Array
-from fqtsim.backends.exact import PLAIN_LANE, Lane, TileJob, exact_product, run_chain, unlimited_dtype, without_repeats
+from fqtsim.backends.exact import (
+    MOST_REGISTERS,
+    PLAIN_LANE,
+    Lane,
+    TileJob,
+    exact_product,
+    run_chain,
+    unlimited_dtype,
+    without_repeats,
+)
 from fqtsim.backends.plans import tile_plan
 from fqtsim.hw.lower import (
     BASE,
@@ -40,10 +49,12 @@ from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.chain_tile import Form, Kind
 
-MOST_WORDS = 1024
-"""Words of an item up to which its products and the register above share a walk: a panel of them stays in a cache."""
+MOST_PRODUCTS = 1024
+"""Products of an item up to which they and the register above share a walk: a panel of them stays in a cache."""
 SMALLEST_WALK = 1 << 18
 """Products from which a kernel of the chain's own kind is worth its compilation; below, strips of outputs will do."""
+SMALLEST_PART = 1 << 14
+"""Products from which a register of a level is worth a walk of its own."""
 BLOCK = 1 << 20
 """Outputs whose registers are kept at once, where the registers of a level are walked one after another."""
 
@@ -69,7 +80,8 @@ def _codes_by_walks(a: Array, b: Array, lowered: Lowered, start: Array | None) -
     simple = simplified(lowered)
     level = split_level(simple)
     if level is not None:
-        return _split(a, b, simple, start, level) if all(simple.fits32[: level + 1]) else None
+        pays = _pays(simple, level, (a.shape[0], a.shape[1], b.shape[1]))
+        return _split(a, b, simple, start, level) if pays else None
     plan = chain_plan(simple)
     return None if plan is None else _walk(a, b, plan, start)[0]
 
@@ -127,9 +139,17 @@ def split_level(lowered: Lowered) -> int | None:
     products = 1
     for level, row in enumerate(lowered.table[:-1]):
         products *= int(row[RUN])
-        if row[LANES] > 1 or row[RUN] == 0 or products > MOST_WORDS:
+        if row[LANES] > 1 or row[RUN] == 0 or products > MOST_PRODUCTS:
             return level
     return None
+
+
+def _pays(lowered: Lowered, level: int, shape: tuple[int, int, int]) -> bool:
+    """Tell whether to walk the registers of a level: each has enough products, and those above find room."""
+    (m, k, n), row = shape, lowered.table[level]
+    walks = int(row[LANES]) if row[RUN] == 0 else -(-k // int(np.prod(lowered.table[: level + 1, RUN])))
+    above = int(lowered.table[level + 1 :, LANES].sum()) * min(m, n)
+    return all(lowered.fits32[: level + 1]) and walks * SMALLEST_PART <= m * k * n and above <= MOST_REGISTERS
 
 
 class ChainPlan(NamedTuple):
@@ -273,7 +293,7 @@ def _split(a: Array, b: Array, lowered: Lowered, start: Array | None, level: int
     each = span * int(table[level, RUN])
     upper = table[level + 1 :]
     out = np.empty((a.shape[0], b.shape[1]), word)
-    for rows, columns in _blocks(*out.shape):
+    for rows, columns in _blocks(out.shape[0], out.shape[1], int(upper[:, LANES].sum())):
         left, right = a[rows], b[:, columns]
         block = None if start is None else start[rows, columns]
         registers = Registers(upper, block, (left.shape[0], right.shape[1]), word)
@@ -287,9 +307,10 @@ def _split(a: Array, b: Array, lowered: Lowered, start: Array | None, level: int
     return out
 
 
-def _blocks(m: int, n: int) -> Iterator[tuple[slice, slice]]:
-    """Yield blocks of the outputs, cut along the longer side."""
-    size = max(256, BLOCK // min(m, n))
+def _blocks(m: int, n: int, registers: int) -> Iterator[tuple[slice, slice]]:
+    """Yield blocks of the outputs, cut along the longer side, that have so many registers each."""
+    short = min(m, n)
+    size = max(1, min(max(256, BLOCK // short), MOST_REGISTERS // (registers * short)))
     if m >= n:
         yield from ((slice(i, i + size), slice(None)) for i in range(0, m, size))
     else:

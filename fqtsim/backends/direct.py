@@ -78,12 +78,12 @@ class Side:
 class Images:
     """fprop and dgrad: every position of every image meets the taps of a weight."""
 
-    #: (N, C, H, W) bytes.
+    #: (N, C, H, W) integers; `images` takes bytes, and a signed byte as weight.
     codes: Array
-    #: (N,) bytes: the code of real zero, where a tap meets nothing.
+    #: (N,), as codes: the code of real zero, where a tap meets nothing.
     fill: Array
     walk: Walk
-    #: (CO, KH, KW, C) int8, taps in the order of the walk.
+    #: (CO, KH, KW, C), taps in the order of the walk.
     weight: Array
     samples: Side
     channels: Side
@@ -100,12 +100,12 @@ class Images:
 class Gradient:
     """wgrad: every tap and channel of the images meets every position of the output gradient."""
 
-    #: (N, C, H, W) bytes.
+    #: (N, C, H, W) integers; `gradient` takes bytes, and a signed byte as dh.
     codes: Array
-    #: (N,) bytes.
+    #: (N,), as codes.
     fill: Array
     walk: Walk
-    #: (N, CO, OH, OW) int8.
+    #: (N, CO, OH, OW).
     dh: Array
     #: Whether the sums over k of the images' codes are wanted.
     wants_row_sums: bool = True

@@ -39,7 +39,7 @@ class Plan(NamedTuple):
 
 def images(job: Images, datapath: Datapath, out: Array, with_codes: bool) -> GemmResult | None:
     """Do what direct.images does, every addition performed; None where there is no such walk."""
-    if not _is_worth_it(job.codes, out[0, 0].size * len(job.weight) * job.terms):
+    if not (out.size and job.terms) or not _is_worth_it(job.codes, out[0, 0].size * len(job.weight) * job.terms):
         return None
     a, b = with_fill(job.codes, job.fill), operand_range(job.weight)
     if datapath.dropped_bits or not (a.fits_signed(16) and b.fits_signed(16)):

@@ -1,9 +1,10 @@
 """Compiled kernels on disk, so that a process need not compile what another one has (docs/decisions/0003).
 
-A file is named by everything that its machine code depends on: every source of the package, the versions of Python,
-NumPy, Numba and llvmlite, Numba's settings, the CPU and its features, the function, its form and the argument types.
-Whatever changes gives another name, so nothing stale can be met; a damaged file fails its checksum and is compiled
-again. A process whose sources were edited after it started neither reads nor writes: it may run the ones before.
+A file is named by everything that its machine code depends on: every source of the package and when it was changed,
+the versions of Python, NumPy, Numba and llvmlite, Numba's settings, the CPU and its features, the function, its form
+and the argument types. Whatever changes gives another name, so nothing stale can be met; a damaged file fails its
+checksum and is compiled again. A process whose sources are no longer those that it found when it began to import the
+package neither reads nor writes: it may run the ones before.
 FQTSIM_KERNEL_CACHE names another folder, or turns this off ("off").
 """
 
@@ -27,51 +28,44 @@ import numpy as np
 from numba.core import serialize
 from numba.core.compiler import CompileResult
 
-from fqtsim.started import AT
+from fqtsim.started import AT_IMPORT, PACKAGE, stamp
 
 VARIABLE = "FQTSIM_KERNEL_CACHE"
 OLD = 30 * 86400
 """Seconds after which the kernels of other sources, which nobody has used since, are removed."""
 
 
-PACKAGE = Path(__file__).parents[1]
-Stamp = tuple[tuple[str, int, int], ...]
-
-
-def _stamp() -> Stamp:
-    """Return name, time of change and size of every source of the package."""
-    found = []
-    for directory, _, files in os.walk(PACKAGE):
-        for name in files:
-            if name.endswith(".py"):
-                path = os.path.join(directory, name)
-                state = os.stat(path)
-                found.append((path, state.st_mtime_ns, state.st_size))
-    return tuple(sorted(found))
+SETTINGS = ("OPT", "BOUNDSCHECK", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT", "ENABLE_AVX", "CPU_NAME",
+            "CPU_FEATURES", "ENABLE_PROFILING", "CAPTURED_ERRORS")  # fmt: skip
+"""What of Numba's configuration, by whatever file or variable, can reach machine code."""
+PREFIX = "sources-"
 
 
 @cache
-def _sources() -> tuple[Stamp, str]:
-    """Return what the sources look like, and the SHA-256 of all that kernels depend on beside CPU and arguments."""
-    stamp, digest = _stamp(), hashlib.sha256()
+def _digest() -> str:
+    """Return the SHA-256 of all that kernels depend on beside CPU and arguments, from the files as they are now.
+
+    Times of change are part of it: Python takes bytecode for current whose source has the same second and size, and
+    what was compiled from such bytecode must not outlive it.
+    """
+    digest = hashlib.sha256()
     versions = (platform.python_version(), np.__version__, numba.__version__, llvmlite.__version__)
-    settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
+    settings = [(name, getattr(numba.config, name, None)) for name in SETTINGS]
     digest.update(repr((versions, settings)).encode())
-    for name, _, _ in stamp:
+    for name, changed, *_ in AT_IMPORT:
         content = Path(name).read_bytes()
-        digest.update(f"{os.path.relpath(name, PACKAGE)} {len(content)}\n".encode())
+        digest.update(f"{os.path.relpath(name, PACKAGE)} {changed} {len(content)}\n".encode())
         digest.update(content)
-    return stamp, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def sources_digest() -> str | None:
     """Return the digest of the sources that this process runs, or None where it may run others than the files hold."""
     try:
-        stamp, digest = _sources()
-        same = _stamp() == stamp
+        digest = _digest()
+        return digest if AT_IMPORT and stamp() == AT_IMPORT else None
     except OSError:
         return None
-    return digest if same and max(time_ns for _, time_ns, _ in stamp) < 1e9 * AT else None
 
 
 def folder() -> Path | None:
@@ -95,7 +89,7 @@ class KernelCache:
         if where is None or digest is None:
             return None, b""
         key = repr((self.name, sig, codegen.magic_tuple(), digest)).encode()
-        return where / digest[:32] / f"{hashlib.sha256(key).hexdigest()}.kernel", key
+        return where / (PREFIX + digest[:32]) / f"{hashlib.sha256(key).hexdigest()}.kernel", key
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled function of these argument types, or None."""
@@ -113,6 +107,7 @@ class KernelCache:
         stored, payload = pickle.loads(content)
         if stored != key:
             return None
+        _mark_as_used(path.parent)
         return CompileResult._rebuild(target_context, *payload)  # type: ignore[no-untyped-call]
 
     def save_overload(self, sig: Any, compiled: Any) -> None:
@@ -143,9 +138,17 @@ class KernelCache:
         """Forget nothing: files of other sources have other names."""
 
 
+@cache
+def _mark_as_used(path: Path) -> None:
+    """Say that the kernels of these sources are in use, once in a process."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
 def _make(path: Path) -> None:
-    """Make the folder of these sources, and remove those of others that are old."""
+    """Make the folder of these sources, and remove those of others that nobody has used for long."""
     path.mkdir(parents=True, exist_ok=True)
-    for other in path.parent.iterdir():
-        if len(other.name) == len(path.name) and time.time() - other.stat().st_mtime > OLD:
+    for other in path.parent.glob(f"{PREFIX}{'[0-9a-f]' * 32}"):
+        kernels_only = other.is_dir() and all(file.suffix in (".kernel", ".partial") for file in other.iterdir())
+        if kernels_only and time.time() - other.stat().st_mtime > OLD:
             shutil.rmtree(other, ignore_errors=True)

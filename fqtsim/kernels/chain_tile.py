@@ -14,7 +14,6 @@ a's rows a plane apart, so that successive words are successive positions.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,7 @@ from numba.extending import intrinsic
 
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.gemm import CHUNK, Driver, codes_stay, codes_to_words, pack
-from fqtsim.kernels.jit import kernel_of
+from fqtsim.kernels.jit import kernel_of, made_once
 from fqtsim.kernels.tile import INT64, Emitter, Tile, emit_loop, lanes
 
 
@@ -306,7 +305,7 @@ def chain_tile(kind: Kind) -> Any:
     return tile
 
 
-@cache
+@made_once
 def chain_driver(kind: Kind) -> Driver:
     """Return the driver of a kind of chain whose words are packed, compiled at its first use."""
     shape, is_single, kernel = kind.tile, kind.words == "single", chain_tile(kind)

@@ -6,7 +6,6 @@ sum U beside the codes; wgrad sums both in one tile, a register for each pair of
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from fqtsim.kernels.chain_tile import Form, Kind, chain_tile
 from fqtsim.kernels.correlate import Layout, _copy, _place, _scaled_shifted, _store_codes, _without_ends
 from fqtsim.kernels.gemm import count_events
-from fqtsim.kernels.jit import inner, kernel, kernel_of
+from fqtsim.kernels.jit import inner, kernel, kernel_of, made_once
 from fqtsim.kernels.tile import VECTOR, Tile, lanes
 
 LANES = lanes(np.int32)
@@ -129,7 +128,7 @@ class Taps(NamedTuple):
     offsets: Any
 
 
-@cache
+@made_once
 def image_walk(kind: Kind) -> Any:
     """Return convolve(...) for a kind of chain; see below."""
     exact_kind = exact_beside(kind)
@@ -231,7 +230,7 @@ def gradient_work(size: tuple[int, int], channels: int, columns: int, layout: La
     return GradientWork(flat, planes, line, acc, np.zeros_like(acc))
 
 
-@cache
+@made_once
 def gradient_walk(kind: Kind) -> Any:
     """Return correlate(...) for a kind of register; see below."""
     tile, rows, outputs = chain_tile(kind), kind.tile.rows, kind.tile.vectors * LANES

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from functools import cache
+from threading import RLock
 from typing import Any, TypeVar
 
 from numba import njit
@@ -28,12 +31,26 @@ def kernel_of(form: str) -> Callable[[Function], Function]:
         if name in _names:
             raise ValueError(f"{name}: two kernels of one name; give each a form of its own")
         _names.add(name)
+        if form:  # Numba names machine code by these, and what came from disk must not share a name with another form
+            tag = hashlib.sha256(name.encode()).hexdigest()[:16]
+            function.__name__, function.__qualname__ = f"{function.__name__}_{tag}", f"{function.__qualname__}_{tag}"
         dispatcher: Any = njit(nogil=True)(function)
         dispatcher._cache = KernelCache(name)
         result: Function = dispatcher
         return result
 
     return compiled
+
+
+def made_once(function: Function) -> Function:
+    """Keep what a function returns for its arguments; threads that ask for the same at once get the same."""
+    kept, lock = cache(function), RLock()
+
+    def ask(*args: Any) -> Any:
+        with lock:
+            return kept(*args)
+
+    return ask  # type: ignore[return-value]
 
 
 def inner(function: Function) -> Function:

@@ -1,7 +1,7 @@
 """A convolution as one job of a backend that needs no matrix of patches (S4 "Order of k", S5.8).
 
 Each function returns what its namesake of functional.py does, or None where the backend, or the case, has no such way.
-The sums are exact ones, so dgrad may walk its taps backwards.
+dgrad walks its taps backwards, and says so where the order of additions matters.
 """
 
 from __future__ import annotations
