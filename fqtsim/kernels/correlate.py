@@ -79,7 +79,9 @@ def _spread(code: Any, count: int) -> Any:
 
 
 @inner
-def _place(source: Any, columns: int, down: Any, across: Any, width: int, blank: Any, mask: Any, plane: Any) -> None:
+def place_image(
+    source: Any, columns: int, down: Any, across: Any, width: int, blank: Any, mask: Any, plane: Any
+) -> None:
     """Put an image, (rows * columns,) of one type with plane, into a plane; what no source meets becomes blank.
 
     Up to a vector behind the plane is overwritten.
@@ -113,7 +115,8 @@ def _place(source: Any, columns: int, down: Any, across: Any, width: int, blank:
 def image_planes(x: Any, fill: Any, flip: Any, layout: Any, words: Any, planes: Any) -> None:
     """Lay x (C, H, W) out as words of four channels: planes (ceil(C / 4), phases, places). Bytes are xored with flip.
 
-    In order of memory, as `_place` overwrites what is behind a plane. words, (H * W and a vector), is working space.
+    In order of memory, as `place_image` overwrites what is behind a plane. words, (H * W and a vector), is working
+    space.
     """
     down, across = layout.down, layout.across
     flat = x.reshape(x.shape[0], -1)
@@ -127,7 +130,7 @@ def image_planes(x: Any, fill: Any, flip: Any, layout: Any, words: Any, planes: 
             _words_of_few(part, words[:size])
         for p in range(planes.shape[1]):
             vertical, horizontal = down[p // len(across)], across[p % len(across)]
-            _place(words, x.shape[2], vertical, horizontal, layout.width, blank, np.int64(mask), planes[b, p])
+            place_image(words, x.shape[2], vertical, horizontal, layout.width, blank, np.int64(mask), planes[b, p])
 
 
 @inner
@@ -151,7 +154,7 @@ def patch_sums(planes: Any, phases: Any, shifts: Any, sums: Any, out: Any) -> No
 
 
 @inner
-def _without_ends(flat: Any, width: int, rows: int, columns: int, out: Any) -> None:
+def without_ends(flat: Any, width: int, rows: int, columns: int, out: Any) -> None:
     """Write rows of `columns` int32 that lie `width` apart one behind the other; both have a vector more of room."""
     copy_rows(out.ctypes.data, 4 * columns, flat.ctypes.data, 4 * width, rows, 4 * columns, 0)
 
@@ -163,7 +166,7 @@ def _scaled(acc: Any, base: Any, scale: Any, out: Any) -> None:
 
 
 @inner
-def _scaled_shifted(acc: Any, base: Any, sums: Any, zero: Any, scale: Any, out: Any) -> None:
+def scaled_shifted(acc: Any, base: Any, sums: Any, zero: Any, scale: Any, out: Any) -> None:
     # Integers below 2**53 throughout, so nothing rounds before the last product.
     for i in range(acc.size):
         out[i] = np.float32((np.float64(acc[i]) + (base - zero * np.float64(sums[i]))) * scale)
@@ -199,7 +202,7 @@ def image_work(shape: tuple[int, ...], layout: Layout) -> ImageWork:
 
 
 @inner
-def _store_codes(acc: Any, moved: Any, column: Any) -> None:
+def store_codes(acc: Any, moved: Any, column: Any) -> None:
     for i in range(column.size):
         column[i] = acc[i] - moved
 
@@ -208,7 +211,7 @@ def _store_codes(acc: Any, moved: Any, column: Any) -> None:
 def _finish_channel(acc: Any, patches: Any, zero: Any, base: Any, scale: Any, out: Any) -> Any:
     """Write one output channel (OH * OW,) from its sums; return the smallest and largest of them."""
     if zero:
-        _scaled_shifted(acc, base, patches, zero, scale, out)
+        scaled_shifted(acc, base, patches, zero, scale, out)
     else:
         _scaled(acc, base, scale, out)
     return ends(acc)
@@ -238,7 +241,7 @@ def convolve(
         image_planes(x[n], fill[n], flip, layout, image, planes)
         if shifted:
             patch_sums(planes, phases, shifts, sums, patches[: patches.size - VECTOR])
-            _without_ends(patches, width, rows, columns, patch_channel)
+            without_ends(patches, width, rows, columns, patch_channel)
         za = row_side[0][n]
         for t in range(words.shape[0]):
             for q in range(0, padded, SPAN):
@@ -247,7 +250,7 @@ def convolve(
                     shifts.size, 4 * step, words[t].ctypes.data, 4 * ROWS, 4, blocks,
                 )  # fmt: skip
             for o in range(t * ROWS, min((t + 1) * ROWS, out.shape[1])):
-                _without_ends(acc[(o - t * ROWS) * padded :], width, rows, columns, channel)
+                without_ends(acc[(o - t * ROWS) * padded :], width, rows, columns, channel)
                 moved = moving * column_sums[o]
                 base = np.float64(zeros[o] * terms * (moving + za) - moved - za * column_sums[o])
                 scale = row_side[1][n] * steps[o]
@@ -256,12 +259,12 @@ def convolve(
                 )
                 lowest, highest = min(lowest, low - moved), max(highest, high - moved)
                 if codes.size:
-                    _store_codes(channel, moved, codes[n, :, o])
+                    store_codes(channel, moved, codes[n, :, o])
     return lowest, highest
 
 
 @inner
-def _copy(source: Any, out: Any) -> None:
+def copy_codes(source: Any, out: Any) -> None:
     for i in range(source.size):
         out[i] = source[i]
 
@@ -274,10 +277,10 @@ def byte_planes(x: Any, fill: Any, flip: Any, layout: Any, line: Any, planes: An
     """
     down, across, mask = layout.down, layout.across, np.int64(0x01010101) * np.int64(flip)
     for c in range(x.shape[0]):
-        _copy(x[c].reshape(-1), line)
+        copy_codes(x[c].reshape(-1), line)
         for p in range(planes.shape[1]):
             vertical, horizontal = down[p // len(across)], across[p % len(across)]
-            _place(line, x.shape[2], vertical, horizontal, layout.width, fill ^ flip, mask, planes[c, p])
+            place_image(line, x.shape[2], vertical, horizontal, layout.width, fill ^ flip, mask, planes[c, p])
 
 
 @inner
@@ -309,7 +312,7 @@ def gradient_words(dh: Any, width: int, line: Any, placed: Any, words: Any, colu
     """
     rows, columns = dh.shape[1:]
     for o in range(dh.shape[0]):
-        _copy(dh[o].reshape(-1), line)
+        copy_codes(dh[o].reshape(-1), line)
         column_sums[o] += _sum(line[: rows * columns].view(np.int8))
         copy_rows(placed.ctypes.data, width, line.ctypes.data, columns, rows, columns, 0)
         for y in range(rows - 1):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fqtsim.kernels.chain_tile import Form, Kind, chain_tile
-from fqtsim.kernels.correlate import Layout, _copy, _place, _scaled_shifted, _store_codes, _without_ends
+from fqtsim.kernels.correlate import Layout, copy_codes, place_image, scaled_shifted, store_codes, without_ends
 from fqtsim.kernels.gemm import count_events
 from fqtsim.kernels.jit import inner, kernel, kernel_of, made_once
 from fqtsim.kernels.tile import VECTOR, Tile, lanes
@@ -87,7 +87,7 @@ def _word_planes(x: Any, fill: Any, layout: Any, line: Any, planes: Any) -> None
             _words_of_one(flat[2 * b], line[:size])
         for p in range(planes.shape[1]):
             vertical, horizontal = down[p // len(across)], across[p % len(across)]
-            _place(line, x.shape[2], vertical, horizontal, layout.width, blank, np.int64(0), planes[b, p])
+            place_image(line, x.shape[2], vertical, horizontal, layout.width, blank, np.int64(0), planes[b, p])
 
 
 @inner
@@ -158,7 +158,7 @@ def image_walk(kind: Kind) -> Any:
             _word_planes(x[n], fill[n], layout, line, planes)
             if zeros.any():
                 _patch_sums(planes, layout.phases, layout.shifts, sums, patches[: patches.size - VECTOR])
-                _without_ends(patches, width, down, across, patch_channel)
+                without_ends(patches, width, down, across, patch_channel)
             acc.fill(np.int32(lane[0] << lane[1]))
             unlimited.fill(0)
             for q in range(0, padded, span):
@@ -174,17 +174,17 @@ def image_walk(kind: Kind) -> Any:
                         parameters.ctypes.data, exact_taps.offsets.ctypes.data,
                     )  # fmt: skip
             for o in range(out.shape[1]):
-                _without_ends(acc[o * padded :], width, down, across, channel)
+                without_ends(acc[o * padded :], width, down, across, channel)
                 _lanes_to_codes(channel[:size], lane[0], lane[1])
                 if not same:
-                    _without_ends(unlimited[o * padded :], width, down, across, u_channel)
+                    without_ends(unlimited[o * padded :], width, down, across, u_channel)
                 count_events(channel[:size], channel[:size] if same else u_channel[:size], rails[0], rails[1], one)
                 _add_counts(one, counts)
                 za, zb, scale = row_side[0][n], zeros[o], row_side[1][n] * steps[o]
                 base = np.float64(terms * za * zb - za * column_sums[o])
-                _scaled_shifted(channel[:size], base, patch_channel[:size], np.float64(zb), scale, out[n, o])
+                scaled_shifted(channel[:size], base, patch_channel[:size], np.float64(zb), scale, out[n, o])
                 if codes.size:
-                    _store_codes(channel, 0, codes[n, :, o])
+                    store_codes(channel, 0, codes[n, :, o])
         return counts
 
     return convolve
@@ -245,10 +245,10 @@ def gradient_walk(kind: Kind) -> Any:
         pitch, apart = 4 * acc.shape[2], 2 * planes.shape[1] * planes.shape[2]
         for n in range(x.shape[0]):
             for c in range(first, last):
-                _copy(x[n, c].reshape(-1), line)
+                copy_codes(x[n, c].reshape(-1), line)
                 for p in range(planes.shape[1]):
                     vertical, horizontal = down[p // len(across)], across[p % len(across)]
-                    _place(
+                    place_image(
                         line, x.shape[3], vertical, horizontal, layout.width, np.int16(fill[n]), np.int64(0),
                         planes[c - first, p],
                     )  # fmt: skip
