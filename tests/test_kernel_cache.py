@@ -157,6 +157,18 @@ def test_without_a_folder(package: Path) -> None:
     assert not (package / "kernels").exists()
 
 
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(cache.VARIABLE)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cache.Path, "home", nowhere)
+    assert cache.folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "there")
+    assert cache.folder() == Path("there/fqtsim/kernels")
+
+
 def test_old_kernels_of_other_sources_are_removed(tmp_path: Path) -> None:
     old, young, mixed = (tmp_path / (cache.PREFIX + letter * 32) for letter in "abd")
     foreign = tmp_path / ("a" * 32)

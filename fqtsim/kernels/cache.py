@@ -73,8 +73,13 @@ def folder() -> Path | None:
     chosen = os.environ.get(VARIABLE)
     if chosen == "off":
         return None
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen) if chosen else Path(base) / "fqtsim" / "kernels"
+    if chosen:
+        return Path(chosen)
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        return None
+    return Path(base) / "fqtsim" / "kernels"
 
 
 class KernelCache:
