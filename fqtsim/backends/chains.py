@@ -24,7 +24,7 @@ from fqtsim.backends.exact import (
     unlimited_dtype,
     without_repeats,
 )
-from fqtsim.backends.plans import tile_plan
+from fqtsim.backends.plans import raised, tile_plan
 from fqtsim.hw.lower import (
     BASE,
     BITS,
@@ -164,10 +164,9 @@ class ChainPlan(NamedTuple):
     lane: Lane
 
 
-def chain_plan(lowered: Lowered, dot: bool | None = None, twice: bool = False) -> ChainPlan | None:
-    """Return how a tile performs this chain, or None where it cannot. dot as in `tile_plan`; twice: and U beside it."""
-    dot = tiles.HAS_DOT if dot is None else dot
-    table, last = lowered.table, len(lowered.table) - 1
+def chain_plan(lowered: Lowered, twice: bool = False) -> ChainPlan | None:
+    """Return how a tile performs this chain, or None where it cannot; twice: and U beside it."""
+    dot, table, last = tiles.HAS_DOT, lowered.table, len(lowered.table) - 1
     if not (dot or tiles.HAS_MULTIPLY_ADD) or not all(codes.fits_signed(16) for codes in lowered.operands):
         return None
     if twice and not (all(lowered.unlimited_fits32) and (table[:last, MODE] == EXACT).all()):
@@ -224,10 +223,9 @@ def _scaled(lowered: Lowered, numbers: Array) -> tuple[Lane, str]:
     short = lowered.items[-1].fits_signed(16) and drop <= 14  # so what was dropped from fits int32 with its bias
     if not 0 <= shift <= 14 or not short or high >= 1 << 31:
         return PLAIN_LANE, "rails"
-    top = (1 << (31 - shift)) - 1
-    offset, bottom = top - high, low + top - high
+    offset, bottom, whole = raised(low, high, shift)
     numbers[chain_tile.UNIT], numbers[chain_tile.LOW] = 1 << shift, bottom << shift
-    return Lane(offset, shift), "word" if bottom == -top - 1 else "word_above"
+    return Lane(offset, shift), "word" if whole else "word_above"
 
 
 class ChainJob(TileJob):

@@ -14,6 +14,7 @@ from fqtsim.backends.base import Array, Events, GemmResult, code_dtype
 from fqtsim.backends.chains import chain_plan, simplified, split_level
 from fqtsim.backends.direct import INT32, Gradient, Images, lowered_for, with_fill
 from fqtsim.backends.exact import PLAIN_LANE, Lane, operand_range, subset_limit
+from fqtsim.backends.plans import raised
 from fqtsim.backends.stepwise import finish, rails
 from fqtsim.hw.lower import CLAMP, HIGH, LOW, MODE, RUN, Lowered
 from fqtsim.hw.spec import Datapath
@@ -78,10 +79,10 @@ def _native(lowered: Lowered) -> Plan | None:
     low, high = int(row[LOW]), int(row[HIGH])
     if len(lowered.table) > 1 or row[MODE] != CLAMP or high >= INT32 or low < -INT32:
         return None
-    offset = INT32 - 1 - high
-    clamp = "native" if low + offset == -INT32 else "native_above"
+    offset, bottom, whole = raised(low, high, 0)
+    clamp = "native" if whole else "native_above"
     parameters = np.zeros((1, chain_tile.PARAMETERS), np.int64)
-    parameters[0, chain_tile.LOW] = low + offset
+    parameters[0, chain_tile.LOW] = bottom
     return Plan(Kind((Form(clamp=clamp),), "single", False, True), parameters, Lane(offset))
 
 

@@ -66,10 +66,7 @@ def _dot_plan(lowered: Lowered) -> TilePlan | None:
     if a_room < 0 or b_room < 0 or high >= 1 << 31:
         return None
     shift = min(32 - (high - low).bit_length(), a_room + b_room + 1)
-    # The lane's own upper rail is the register's; its lower one too, where the register has every code.
-    top = (1 << (31 - shift)) - 1
-    offset, bottom = top - high, low + top - high
-    whole = bottom == -top - 1
+    offset, bottom, whole = raised(low, high, shift)
     if last[MODE] == WRAP and not whole:
         return None
     doubled = shift > a_room + b_room
@@ -77,6 +74,15 @@ def _dot_plan(lowered: Lowered) -> TilePlan | None:
     lane = Lane(offset, shift, a_shift, shift - doubled - a_shift, doubled)
     above = kernels.DOT_SATURATE if whole else kernels.DOT_SATURATE_ABOVE
     return TilePlan(kernels.DOT_WRAP if last[MODE] == WRAP else above, 1, bottom << shift, 0, lane)
+
+
+def raised(low: int, high: int, shift: int) -> tuple[int, int, bool]:
+    """Return by how much codes are moved so that the upper rail of an int32 lane scaled by 2**shift is the register's.
+
+    Beside it where the lower rail then stands, and whether that is the lane's own (docs/semantics.md, proof 5).
+    """
+    top = (1 << (31 - shift)) - 1
+    return top - high, low + top - high, low + top - high == -top - 1
 
 
 def _room(codes: Range) -> int:

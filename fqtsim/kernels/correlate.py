@@ -134,6 +134,16 @@ def image_planes(x: Any, fill: Any, flip: Any, layout: Any, words: Any, planes: 
 
 
 @inner
+def add_taps(sums: Any, phases: Any, shifts: Any, out: Any) -> None:
+    """Write to out (positions,) int32 the sum over each patch of what each place has, sums (phases, places)."""
+    out.fill(0)
+    for t in range(shifts.size):
+        source = sums[phases[t], shifts[t] :]
+        for i in range(out.size):
+            out[i] += source[i]
+
+
+@inner
 def patch_sums(planes: Any, phases: Any, shifts: Any, sums: Any, out: Any) -> None:
     """Write to out (positions,) int32 what each patch's bytes sum to; sums (phases, places) is working space."""
     for p in range(planes.shape[1]):
@@ -146,11 +156,7 @@ def patch_sums(planes: Any, phases: Any, shifts: Any, sums: Any, out: Any) -> No
                 even, odd = word & np.uint32(0x00FF00FF), (word >> np.uint32(8)) & np.uint32(0x00FF00FF)
                 both = even + odd
                 total[i] += np.int32((both & np.uint32(0xFFFF)) + (both >> np.uint32(16)))
-    out.fill(0)
-    for t in range(shifts.size):
-        source = sums[phases[t], shifts[t] :]
-        for i in range(out.size):
-            out[i] += source[i]
+    add_taps(sums, phases, shifts, out)
 
 
 @inner

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fqtsim.kernels.chain_tile import Form, Kind, chain_tile
-from fqtsim.kernels.correlate import Layout, copy_codes, place_image, scaled_shifted, store_codes, without_ends
+from fqtsim.kernels.correlate import (
+    Layout,
+    add_taps,
+    copy_codes,
+    place_image,
+    scaled_shifted,
+    store_codes,
+    without_ends,
+)
 from fqtsim.kernels.gemm import count_events
 from fqtsim.kernels.jit import inner, kernel, kernel_of, made_once
 from fqtsim.kernels.tile import VECTOR, Tile, lanes
@@ -100,11 +108,7 @@ def _patch_sums(planes: Any, phases: Any, shifts: Any, sums: Any, out: Any) -> N
             words = planes[b, p].view(np.int32)
             for i in range(total.size):
                 total[i] += np.int32(np.int32(words[i] << np.int32(16)) >> np.int32(16)) + (words[i] >> np.int32(16))
-    out.fill(0)
-    for t in range(shifts.size):
-        source = sums[phases[t], shifts[t] :]
-        for i in range(out.size):
-            out[i] += source[i]
+    add_taps(sums, phases, shifts, out)
 
 
 @inner
