@@ -15,7 +15,7 @@ from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.jit import kernel, kernel_of
 from fqtsim.kernels.shift import floor_shift
 from fqtsim.kernels.tile import Tile, lanes
-from fqtsim.kernels.transpose import EDGE, transpose_block
+from fqtsim.kernels.transpose import CACHE_LINE, EDGE, NEAR, transpose_block, widen_row
 
 CHUNK = 1024
 """Products per visit of a tile: a packed panel of this depth stays in the second-level cache."""
@@ -41,17 +41,24 @@ def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k
     width = out.shape[1]
     size = source.shape[1] if along_columns else source.shape[0]
     count = min(width, size - first)
-    done = 0 if along_columns or source.strides[1] != source.itemsize else count // EDGE * EDGE
+    by_vectors = source.strides[1] == source.itemsize
+    done = count // EDGE * EDGE if by_vectors else 0
     whole = (k_end - k_first) // EDGE * EDGE if done else 0
-    for r in range(0, done, EDGE):
-        for k in range(0, whole, EDGE):
-            transpose_block(
-                source[first + r, k_first + k :].ctypes.data, source.strides[0],
-                out[k, r:].ctypes.data, out.strides[0], source[0, 0], out[0, 0],
-            )  # fmt: skip
+    place, to, step, to_step = source.ctypes.data, out.ctypes.data, source.strides[0], out.strides[0]
+    code, lane = source[0, 0], out[0, 0]
+    if along_columns:
+        for k in range(k_first, k_end if done else k_first):
+            at = place + k * step + first * source.itemsize
+            widen_row(at, to + (k - k_first) * to_step, done // EDGE, code, lane)
+    else:
+        ahead = width * step if step <= NEAR else CACHE_LINE
+        for r in range(0, done, EDGE):
+            for k in range(0, whole, EDGE):
+                at = place + (first + r) * step + (k_first + k) * source.itemsize
+                transpose_block(at, step, ahead, to + k * to_step + r * out.itemsize, to_step, code, lane)
     for k in range(k_first, k_end):
         row = out[k - k_first]
-        for r in range(done if k - k_first < whole else 0, count):
+        for r in range(done if along_columns or k - k_first < whole else 0, count):
             row[r] = source[k, first + r] if along_columns else source[first + r, k]
         for r in range(count, width):
             row[r] = 0

@@ -1,7 +1,8 @@
-"""Transposes 16 x 16 blocks of codes in vector registers, on their way into a packed panel.
+"""Moves codes into a packed panel by whole vectors: 16 x 16 blocks transposed, or 16 of a row as they stand.
 
-LLVM IR, because Numba compiles a transposing copy to one load and one store a code, which for a GEMM with few outputs
-a row takes longer than its products.
+LLVM IR, because Numba compiles such copies to one load and one store a code, which for a GEMM with few outputs
+a row takes longer than its products. Addresses are numbers: taking one from a slice counts references, which costs as
+much as a block.
 """
 
 from __future__ import annotations
@@ -10,34 +11,72 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 EDGE = 16
-_INT64 = ir.IntType(64)
+CACHE_LINE = 64
+NEAR = 4096
+"""Bytes between rows up to which the next block of rows is asked for ahead of time; beyond, the next codes of a row."""
+_INT8, _INT32, _INT64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
-def _transpose_block(_context: Any, source: Any, stride: Any, out: Any, out_stride: Any, code: Any, lane: Any) -> Any:
+def prefetch(builder: Any, place: Any, size: int = 1) -> None:
+    """Ask for the cache lines of `size` bytes; an address that nothing is at does no harm."""
+    name, pointer = "llvm.prefetch.p0", _INT8.as_pointer()
+    ask = builder.module.globals.get(name) or ir.Function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32]), name
+    )
+    read, second_level, data = (ir.Constant(_INT32, number) for number in (0, 2, 1))
+    for line in range(0, size, CACHE_LINE):
+        at = builder.inttoptr(builder.add(place, ir.Constant(_INT64, line)), pointer)
+        builder.call(ask, [at, read, second_level, data])
+
+
+def _transpose_block(
+    _context: Any, source: Any, stride: Any, ahead: Any, out: Any, out_stride: Any, code: Any, lane: Any
+) -> Any:
     """Write out[k, r] = source[r, k] for 16 rows of 16 codes: addresses and row strides in bytes.
 
-    code and lane are any numbers of the two types.
+    What lies `ahead` bytes behind the codes is asked for. code and lane are any numbers of the two types.
     """
-    signature = types.void(types.int64, types.int64, types.int64, types.int64, code, lane)
+    signature = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, code, lane)
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         narrow, wide = (ir.VectorType(context.get_value_type(kind), EDGE) for kind in (code, lane))
         rows = [_load(builder, narrow, args[0], args[1], r) for r in range(EDGE)]
+        for r in range(EDGE):
+            prefetch(builder, builder.add(_address(builder, args[0], args[1], r), args[2]))
         for _ in range(4):  # after log2(16) rounds of interleaving row i with row i + 8, rows are columns
             pairs = zip(rows[: EDGE // 2], rows[EDGE // 2 :], strict=True)
-            rows = [_interleaved(builder, x, y, half) for x, y in pairs for half in (0, 1)]
+            rows = [interleaved(builder, x, y, half) for x, y in pairs for half in (0, 1)]
         for k, column in enumerate(rows):
-            place = builder.inttoptr(_address(builder, args[2], args[3], k), wide.as_pointer())
+            place = builder.inttoptr(_address(builder, args[3], args[4], k), wide.as_pointer())
             builder.store(_widened(builder, column, wide, code.signed), place, align=1)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
+def _widen_row(_context: Any, source: Any, out: Any, blocks: Any, code: Any, lane: Any) -> Any:
+    """Write blocks of 16 codes of a row in the lanes' type; addresses. code and lane are any numbers of the two types."""
+    signature = types.void(types.int64, types.int64, types.int64, code, lane)
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        narrow, wide = (ir.VectorType(context.get_value_type(kind), EDGE) for kind in (code, lane))
+        steps = [ir.Constant(_INT64, EDGE * kind.bitwidth // 8) for kind in (code, lane)]
+        with cgutils.for_range(builder, args[2]) as loop:
+            places = [builder.add(at, builder.mul(loop.index, step)) for at, step in zip(args, steps, strict=False)]
+            codes = builder.load(builder.inttoptr(places[0], narrow.as_pointer()), align=1)
+            target = builder.inttoptr(places[1], wide.as_pointer())
+            builder.store(_widened(builder, codes, wide, code.signed), target, align=1)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 transpose_block: Any = intrinsic(_transpose_block)
+widen_row: Any = intrinsic(_widen_row)
 
 
 def _address(builder: Any, base: Any, stride: Any, index: int) -> Any:
@@ -48,7 +87,7 @@ def _load(builder: Any, kind: Any, base: Any, stride: Any, index: int) -> Any:
     return builder.load(builder.inttoptr(_address(builder, base, stride, index), kind.as_pointer()), align=1)
 
 
-def _interleaved(builder: Any, x: Any, y: Any, half: int) -> Any:
+def interleaved(builder: Any, x: Any, y: Any, half: int) -> Any:
     """Return x0 y0 x1 y1 ... of one half of both vectors."""
     first = half * EDGE // 2
     places = [i + side for i in range(first, first + EDGE // 2) for side in (0, EDGE)]
