@@ -402,7 +402,7 @@ def test_a_wrong_int8_product_is_found_and_replaced() -> None:
         pytest.skip("torch._int_mm is right without VNNI here: this processor or torch has no such fault")
     assert fault == "torch._int_mm is wrong for full-range int8 x int8 operands (64, 64, 64)"
     assert native == "exact fp32 chunks (independent oracle, not INT8 silicon)@cpu"
-    assert emulator == "numba, and numba where order cannot matter"
+    assert emulator == "numba, and its exact products where order cannot matter"
 
 
 def test_the_fallback_multiplies_in_exact_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

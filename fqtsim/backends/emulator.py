@@ -1,12 +1,14 @@
 """The default backend: proven shortcuts where the result cannot depend on the order of additions, stepwise elsewhere.
 
-Four proofs, cheapest first (do not emulate what cannot differ):
+Five proofs, cheapest first (do not emulate what cannot differ):
 1. No operands in the range of these can push any register out of its format: the code is U.
 2. A wrapping accumulator that nothing narrower feeds: the code is U modulo 2**bits.
 3. |sum over any subset, in any order| <= max |a| times the sum of |b_j|: where that fits every register for every
    column the code is U.
-4. Cauchy-Schwarz, per output: |sum over any subset, in any order| <= |a_i| |b_j|. Where that fits every register the
-   code is U; the outputs that remain are computed stepwise, as a block of their rows and columns.
+4. Where one register takes the products in the order of k: its sums at the end of every span of k, from the exact
+   product, with |a_i| |b_j| of the next span around them (Cauchy-Schwarz). Where they stay between the rails the code
+   is U; the outputs that remain are computed stepwise, as a block of their rows and columns.
+5. Elsewhere |sum over any subset, in any order| <= |a_i| |b_j|, span by span: as 4.
 Events come out the same, since they are counted from codes and U.
 """
 
@@ -16,16 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fqtsim.backends import direct, direct_chain, grouped, int8
+from fqtsim.backends import direct, direct_chain, grouped
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
+from fqtsim.backends.byte_products import Limits, Product, byte_product
 from fqtsim.backends.chains import codes_and_unlimited, stepwise_codes, unlimited_result
-from fqtsim.backends.exact import (
-    exact_product,
-    operand_range,
-    subset_limit,
-    unlimited_dtype,
-    wrap_codes,
-)
+from fqtsim.backends.exact import operand_range, subset_limit, wrap_codes
 from fqtsim.backends.stepwise import (
     finish,
     finish_groups,
@@ -35,7 +32,7 @@ from fqtsim.backends.stepwise import (
     untouched,
     with_trace,
 )
-from fqtsim.hw.lower import Lowered
+from fqtsim.hw.lower import CLAMP, EXACT, HIGH, LANES, LOW, MODE, RUN, Lowered, Range
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import gemm as kernels
 
@@ -44,14 +41,13 @@ WORTH_A_BLOCK = 0.5
 
 
 class Emulator(Backend):
-    """Numba where order matters, this CPU's INT8 product (or Numba's exact one) where it cannot."""
+    """Numba kernels: every addition where order matters, exact products where it cannot."""
 
     name = "emulator"
 
     @property
     def executor(self) -> str:
-        exact = "numba" if int8.silicon_fault("cpu") else f"{int8.SILICON}@cpu"
-        return f"numba, and {exact} where order cannot matter"
+        return "numba, and its exact products where order cannot matter"
 
     def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
         start = start_values(c, a.shape[0], b.shape[1])
@@ -60,17 +56,15 @@ class Emulator(Backend):
         lowered = prepare_for_formats(a, b, datapath, start)
         if lowered is None or not (lowered.never_overflows or lowered.order_free_wrap):
             lowered = prepare(a, b, datapath, start)
-        block = unproven_block(a, b, lowered, start)
         if lowered.dropped_bits:
             result = finish(*codes_and_unlimited(a, b, lowered, start), lowered, code_dtype(datapath))
             return with_trace(result, a, b, lowered, start) if trace else result
-        # Before the product: torch's threads go on spinning for a while after it, on the cores that this needs.
-        codes = stepwise_codes(a, b, lowered, start) if block.is_most else None
-        product = self._product(a, b, unlimited_dtype(lowered))
-        unlimited = unlimited_result(a, b, lowered, start, product)
-        if codes is None:
-            codes = completed_codes(a, b, lowered, start, unlimited, block)
-        result = finish(codes, unlimited, lowered, code_dtype(datapath))
+        block, product = examined(a, b, lowered, start)
+        total = product.total if product is not None and product.fits else None
+        unlimited = unlimited_result(a, b, lowered, start, total)
+        codes = completed_codes(a, b, lowered, start, unlimited, block)
+        ends = product.ends if product is not None and product.fits and start is None else None
+        result = finish(codes, unlimited, lowered, code_dtype(datapath), ends)
         return with_trace(result, a, b, lowered, start) if trace else result
 
     def gemm_groups(self, a: Array, b: Array, datapath: Datapath, trace: bool = False) -> list[GemmResult]:
@@ -108,12 +102,6 @@ class Emulator(Backend):
         """Whether nobody has put another `gemm` in the place of this one's, which shortcuts would pass by."""
         return type(self).gemm is Emulator.gemm
 
-    def _product(self, a: Array, b: Array, dtype: type) -> Array:
-        narrow = a.dtype.itemsize == 1 and b.dtype.itemsize == 1
-        if narrow and int8.silicon_fault("cpu") is None:
-            return int8.exact_product(a, b, "cpu")
-        return exact_product(a, b, dtype)
-
 
 class Block(NamedTuple):
     """Rows of a and columns of b (masks) that meet in some output no proof covers."""
@@ -127,17 +115,41 @@ class Block(NamedTuple):
         return bool(self.rows.mean() * self.columns.mean() > WORTH_A_BLOCK)
 
 
-def unproven_block(a: Array, b: Array, lowered: Lowered, start: Array | None) -> Block:
-    """Return the outputs that need every addition performed."""
-    shape = (a.shape[0], b.shape[1])
-    if lowered.never_overflows or lowered.order_free_wrap:
-        return Block(np.zeros(shape[0], np.bool_), np.zeros(shape[1], np.bool_))
+def examined(a: Array, b: Array, lowered: Lowered, start: Array | None) -> tuple[Block, Product | None]:
+    """Return the outputs that need every addition performed, and the exact product where it was needed to tell."""
+    block = unproven_block(a, b, lowered, start)
+    if block is not None:
+        return block, None
+    limits = partial_sum_limits(lowered, start)
+    product = byte_product(a, b, lowered.operands, limits) if limits.magnitude > 0 else None
+    if product is not None:
+        return Block(product.rows, product.columns), product
     limit = subset_limit(lowered)
     if limit <= 0:
-        return Block(np.ones(shape[0], np.bool_), np.ones(shape[1], np.bool_))
-    if bounded_by_columns(a, b, lowered, start, limit):
-        return Block(np.zeros(shape[0], np.bool_), np.zeros(shape[1], np.bool_))
-    return open_rows_and_columns(a, b, start, limit)
+        return Block(np.ones(a.shape[0], np.bool_), np.ones(b.shape[1], np.bool_)), None
+    return open_rows_and_columns(a, b, start, limit), None
+
+
+def unproven_block(a: Array, b: Array, lowered: Lowered, start: Array | None) -> Block | None:
+    """Return the outputs that need every addition performed, None where only partial sums can tell."""
+    rows, columns = np.zeros(a.shape[0], np.bool_), np.zeros(b.shape[1], np.bool_)
+    if lowered.never_overflows or lowered.order_free_wrap:
+        return Block(rows, columns)
+    limit = subset_limit(lowered)
+    if limit > 0 and bounded_by_columns(a, b, lowered, start, limit):
+        return Block(rows, columns)
+    return None
+
+
+def partial_sum_limits(lowered: Lowered, start: Array | None) -> Limits:
+    """Return what the sums of products may reach, start values aside, without a change by any register."""
+    starts = Range(0, 0) if start is None else operand_range(start)
+    below, last = lowered.table[:-1], lowered.accumulator
+    in_order = (below[:, MODE] == EXACT).all() and (below[:, LANES] == 1).all() and (below[:, RUN] > 0).all()
+    if in_order and last[MODE] == CLAMP:
+        # Groups of exact sums show the register some of the sums in the order of k, and no others.
+        return Limits(int(last[LOW]) - starts.low, int(last[HIGH]) - starts.high)
+    return Limits(magnitude=subset_limit(lowered) - starts.magnitude)
 
 
 def bounded_by_columns(a: Array, b: Array, lowered: Lowered, start: Array | None, limit: int) -> bool:
@@ -149,8 +161,12 @@ def bounded_by_columns(a: Array, b: Array, lowered: Lowered, start: Array | None
     if starts >= limit:
         return False
     longer, columns = (lowered.operands[0], b) if a.shape[0] >= b.shape[1] else (lowered.operands[1], a.T)
-    largest = int(np.abs(columns, dtype=np.int32).sum(axis=0, dtype=np.int64).max())
-    return longer.magnitude * largest + starts <= limit
+    sums = np.zeros(columns.shape[1], np.int64)
+    if columns.flags.f_contiguous:
+        kernels.row_magnitudes(columns.T, sums)
+    else:
+        kernels.column_magnitudes(columns, sums)
+    return longer.magnitude * int(sums.max()) + starts <= limit
 
 
 def completed_codes(a: Array, b: Array, lowered: Lowered, start: Array | None, unlimited: Array, block: Block) -> Array:
@@ -159,6 +175,8 @@ def completed_codes(a: Array, b: Array, lowered: Lowered, start: Array | None, u
         return wrap_codes(unlimited, lowered)
     if not block.rows.any():
         return unlimited
+    if block.is_most:
+        return stepwise_codes(a, b, lowered, start)
     place = np.ix_(block.rows, block.columns)
     left, right = np.ascontiguousarray(a[block.rows]), np.ascontiguousarray(b[:, block.columns])
     stepped = stepwise_codes(left, right, lowered, None if start is None else start[place])

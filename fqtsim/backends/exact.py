@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fqtsim.backends.base import Array
+from fqtsim.backends.byte_products import byte_product
 from fqtsim.hw.lower import (
     BITS,
     COLUMNS,
@@ -24,9 +25,7 @@ from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.chain import STRIP, chain_rows
-
-_BLOCK = 1 << 18
-"""Codes whose smallest and largest are found while a cache holds them."""
+from fqtsim.kernels.ends import extremes
 
 MOST_REGISTERS = 1 << 23
 """Registers of a strip: 64 MiB a thread, however many lanes a datapath has."""
@@ -46,14 +45,7 @@ def operand_range(codes: Array) -> Range:
         return Range(0, 0)
     codes = without_repeats(codes)
     flat = codes.ravel() if codes.flags.c_contiguous else codes.T.ravel()
-
-    def ends(first: int, last: int) -> Range:
-        blocks = [flat[k : min(k + _BLOCK, last)] for k in range(first, last, _BLOCK)]
-        found = [(int(block.min()), int(block.max())) for block in blocks]
-        return Range(min(low for low, _ in found), max(high for _, high in found))
-
-    parts = threads.run(ends, threads.parts(flat.size))
-    return Range(min(part.low for part in parts), max(part.high for part in parts))
+    return Range(*extremes(flat))
 
 
 class Lane(NamedTuple):
@@ -164,13 +156,32 @@ def unlimited_dtype(lowered: Lowered) -> type:
     return np.int32 if lowered.unlimited.fits_signed(32) else np.int64
 
 
-def exact_product(a: Array, b: Array, dtype: type) -> Array:
-    """Return a (M, K) times b (K, N), exactly; the caller has bounded the result to dtype."""
+def code_range(codes: Array) -> Range:
+    """Return a range that holds the codes: that of their type where it is of one byte."""
+    if codes.dtype.itemsize > 1 or not codes.size:
+        return operand_range(codes)
+    ends = np.iinfo(codes.dtype)
+    return Range(int(ends.min), int(ends.max))
+
+
+def _tightest(codes: Array, known: Range | None) -> Range:
+    """Return a range that holds the codes: the known one, where looking for another would not help."""
+    return known if known is not None and known.high - known.low < 1 << 8 else code_range(codes)
+
+
+def exact_product(a: Array, b: Array, dtype: type, known: tuple[Range, Range] | None = None) -> Array:
+    """Return a (M, K) times b (K, N), exactly; the caller has bounded the result to dtype.
+
+    known: ranges of the codes, of which those of a byte are not looked for again.
+    """
     shape = (a.shape[0], b.shape[1])
-    ranges = operand_range(a), operand_range(b)
+    ranges = _tightest(a, known and known[0]), _tightest(b, known and known[1])
     largest = ranges[0].magnitude * ranges[1].magnitude
     if not largest:
         return np.zeros(shape, dtype)
+    of_bytes = _product_of_bytes(a, b, ranges, dtype)
+    if of_bytes is not None:
+        return of_bytes
     run = ((1 << 31) - 1) // (2 * largest)
     if tiles.HAS_DOT and run and all(codes.fits_signed(16) for codes in ranges):
         job = TileJob(kernels.DOT_PAIRS, *kernels.paired(a, b), None)
@@ -187,6 +198,20 @@ def exact_product(a: Array, b: Array, dtype: type) -> Array:
         job.advance(k, min(k + run, job.depth), 1, 0, 0)
         kernels.add_block(total, job.acc)
     return job.oriented(total, dtype, PLAIN_LANE)
+
+
+def _product_of_bytes(a: Array, b: Array, ranges: tuple[Range, Range], dtype: type) -> Array | None:
+    """Return the exact product where the codes of either operand span a byte."""
+    # Sums that wrap on the way come back where the result fits.
+    run = a.shape[1] if dtype is np.int32 else ((1 << 31) - 1) // (ranges[0].magnitude * ranges[1].magnitude)
+    first = byte_product(a[:, :run], b[:run], ranges)
+    if first is None:
+        return None
+    total: Array = first.total.astype(dtype, copy=False)
+    for k in range(run, a.shape[1], run):
+        more = byte_product(a[:, k : k + run], b[k : k + run], ranges)
+        total += more.total if more is not None else 0
+    return total
 
 
 def _exact_table(k: int) -> Array:

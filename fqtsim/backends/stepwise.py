@@ -51,13 +51,13 @@ def untouched(a: Array, b: Array, datapath: Datapath, start: Array | None, trace
     return with_trace(result, a, b, lowered, start) if trace else result
 
 
-def finish(codes: Array, unlimited: Array, lowered: Lowered, dtype: type) -> GemmResult:
-    """Count the events and wrap up. codes may be unlimited itself, where nothing could overflow."""
+def finish(codes: Array, unlimited: Array, lowered: Lowered, dtype: type, ends: Range | None = None) -> GemmResult:
+    """Count the events and wrap up. codes may be unlimited itself, where nothing could overflow; ends: those of it."""
     if not codes.size:
         return GemmResult(codes.astype(dtype, copy=False), Events())
     low, high = rails(lowered)
     if codes is unlimited:
-        minimum, maximum = extremes(codes)
+        minimum, maximum = (ends.low, ends.high) if ends is not None else extremes(codes)
         if low < minimum and maximum < high:
             return GemmResult(codes.astype(dtype, copy=False), Events(), minimum, maximum)
     word = np.promote_types(codes.dtype, unlimited.dtype)

@@ -5,22 +5,72 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from fqtsim.kernels.jit import kernel
 from fqtsim.kernels.threads import parts, run
+from fqtsim.kernels.tile import INT64, emit_loop
+
+_BYTES, _AT_ONCE = 64, 4
+"""Bytes of a vector, and vectors that are compared side by side."""
+_BLOCK = _BYTES * _AT_ONCE
+
+
+def _vector_ends(_context: Any, place: Any, blocks: Any, out: Any, code: Any) -> Any:
+    """Write the smallest and the largest of each lane, over blocks of vectors at an address, to out (2, lanes).
+
+    LLVM IR: Numba compares integers of less than 32 bits one by one. code is any number of their type.
+    """
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(context.get_value_type(code), 8 * _BYTES // code.bitwidth)
+        sign = "signed" if code.signed else "unsigned"
+
+        def at(address: Any, offset: int) -> Any:
+            return builder.inttoptr(builder.add(address, ir.Constant(INT64, offset)), kind.as_pointer())
+
+        def nearer(word: str, one: Any, other: Any) -> Any:
+            return builder.select(getattr(builder, f"icmp_{sign}")(word, one, other), one, other)
+
+        def block(index: Any, values: list[Any]) -> list[Any]:
+            start = builder.add(args[0], builder.mul(index, ir.Constant(INT64, _BLOCK)))
+            codes = [builder.load(at(start, _BYTES * v), align=1) for v in range(_AT_ONCE)]
+            return [nearer("<>"[i % 2], values[i], codes[i // 2]) for i in range(2 * _AT_ONCE)]
+
+        first = builder.load(at(args[0], 0), align=1)
+        last = emit_loop(builder, args[1], [first] * (2 * _AT_ONCE), block, ir.Constant(INT64, 1))
+        for i, word in enumerate("<>"):
+            result = last[i]
+            for other in last[i + 2 :: 2]:
+                result = nearer(word, result, other)
+            builder.store(result, at(args[2], _BYTES * i), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, code), codegen
+
+
+_in_vectors: Any = intrinsic(_vector_ends)
 
 
 @kernel
 def ends(codes: Any) -> Any:
-    """Return the smallest and largest of flat integers, at least one."""
+    """Return the smallest and largest of flat contiguous integers, at least one."""
     low, high = codes[0], codes[0]
-    for i in range(codes.size):
+    blocks = codes.size * codes.itemsize // _BLOCK
+    if blocks:
+        found = np.empty((2, _BYTES // codes.itemsize), codes.dtype)
+        _in_vectors(codes.ctypes.data, blocks, found.ctypes.data, low)
+        for i in range(found.shape[1]):
+            low, high = min(low, found[0, i]), max(high, found[1, i])
+    for i in range(blocks * _BLOCK // codes.itemsize, codes.size):
         low, high = min(low, codes[i]), max(high, codes[i])
     return low, high
 
 
 def extremes(codes: Any) -> tuple[int, int]:
-    """Return the smallest and largest of integers of 32 or 64 bits, at least one."""
+    """Return the smallest and largest of contiguous integers, at least one."""
     flat = codes.ravel()
     found = run(lambda first, last: ends(flat[first:last]), parts(flat.size))
     return min(int(low) for low, _ in found), max(int(high) for _, high in found)

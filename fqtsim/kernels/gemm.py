@@ -15,10 +15,21 @@ from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.jit import kernel, kernel_of
 from fqtsim.kernels.shift import floor_shift
 from fqtsim.kernels.tile import Tile, lanes
-from fqtsim.kernels.transpose import CACHE_LINE, EDGE, NEAR, transpose_block, widen_row
+from fqtsim.kernels.transpose import (
+    CACHE_LINE,
+    EDGE,
+    NEAR,
+    transpose_block,
+    transpose_half,
+    widen_half,
+    widen_row,
+)
 
 CHUNK = 1024
 """Products per visit of a tile: a packed panel of this depth stays in the second-level cache."""
+
+
+HALF = EDGE // 2
 
 
 class Driver(NamedTuple):
@@ -42,20 +53,28 @@ def pack(source: Any, along_columns: bool, out: Any, first: int, k_first: int, k
     size = source.shape[1] if along_columns else source.shape[0]
     count = min(width, size - first)
     by_vectors = source.strides[1] == source.itemsize
-    done = count // EDGE * EDGE if by_vectors else 0
+    halves = width == HALF and count == HALF  # a tile's rows, all there
+    done = HALF if halves else count // EDGE * EDGE
+    done = done if by_vectors else 0
     whole = (k_end - k_first) // EDGE * EDGE if done else 0
     place, to, step, to_step = source.ctypes.data, out.ctypes.data, source.strides[0], out.strides[0]
     code, lane = source[0, 0], out[0, 0]
     if along_columns:
         for k in range(k_first, k_end if done else k_first):
-            at = place + k * step + first * source.itemsize
-            widen_row(at, to + (k - k_first) * to_step, done // EDGE, code, lane)
+            at, target = place + k * step + first * source.itemsize, to + (k - k_first) * to_step
+            if halves:
+                widen_half(at, target, 1, code, lane)
+            else:
+                widen_row(at, target, done // EDGE, code, lane)
     else:
         ahead = width * step if step <= NEAR else CACHE_LINE
         for r in range(0, done, EDGE):
             for k in range(0, whole, EDGE):
                 at = place + (first + r) * step + (k_first + k) * source.itemsize
-                transpose_block(at, step, ahead, to + k * to_step + r * out.itemsize, to_step, code, lane)
+                if halves:
+                    transpose_half(at, step, ahead, to + k * to_step, to_step, code, lane)
+                else:
+                    transpose_block(at, step, ahead, to + k * to_step + r * out.itemsize, to_step, code, lane)
     for k in range(k_first, k_end):
         row = out[k - k_first]
         for r in range(done if along_columns or k - k_first < whole else 0, count):
@@ -244,3 +263,21 @@ def squared_norms(codes: Any, along_columns: bool, out: Any) -> None:
                 total += square
         if not along_columns:
             out[i] += total
+
+
+@kernel
+def column_magnitudes(codes: Any, out: Any) -> None:
+    """Add the magnitude of every code to its column of out, int64."""
+    for i in range(codes.shape[0]):
+        for j in range(codes.shape[1]):
+            out[j] += abs(np.int64(codes[i, j]))
+
+
+@kernel
+def row_magnitudes(codes: Any, out: Any) -> None:
+    """Add the magnitude of every code to its row of out, int64."""
+    for i in range(codes.shape[0]):
+        total = np.int64(0)
+        for j in range(codes.shape[1]):
+            total += abs(np.int64(codes[i, j]))
+        out[i] += total

@@ -33,50 +33,63 @@ def prefetch(builder: Any, place: Any, size: int = 1) -> None:
         builder.call(ask, [at, read, second_level, data])
 
 
-def _transpose_block(
-    _context: Any, source: Any, stride: Any, ahead: Any, out: Any, out_stride: Any, code: Any, lane: Any
-) -> Any:
-    """Write out[k, r] = source[r, k] for 16 rows of 16 codes: addresses and row strides in bytes.
+def _transposed(n_rows: int) -> Any:
+    """Build transpose(source, stride, ahead, out, out_stride, code, lane): out[k, r] = source[r, k] of 16 codes a row.
 
-    What lies `ahead` bytes behind the codes is asked for. code and lane are any numbers of the two types.
+    Addresses and strides in bytes; of out, 16 // n_rows rows lie together. What is `ahead` bytes behind the codes is
+    asked for. code and lane are any numbers of the two types.
     """
-    signature = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, code, lane)
 
-    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        narrow, wide = (ir.VectorType(context.get_value_type(kind), EDGE) for kind in (code, lane))
-        rows = [_load(builder, narrow, args[0], args[1], r) for r in range(EDGE)]
-        for r in range(EDGE):
-            prefetch(builder, builder.add(_address(builder, args[0], args[1], r), args[2]))
-        for _ in range(4):  # after log2(16) rounds of interleaving row i with row i + 8, rows are columns
-            pairs = zip(rows[: EDGE // 2], rows[EDGE // 2 :], strict=True)
-            rows = [interleaved(builder, x, y, half) for x, y in pairs for half in (0, 1)]
-        for k, column in enumerate(rows):
-            place = builder.inttoptr(_address(builder, args[3], args[4], k), wide.as_pointer())
-            builder.store(_widened(builder, column, wide, code.signed), place, align=1)
-        return context.get_dummy_value()
+    def transpose(
+        _context: Any, source: Any, stride: Any, ahead: Any, out: Any, out_stride: Any, code: Any, lane: Any
+    ) -> Any:
+        signature = types.void(types.int64, types.int64, types.int64, types.int64, types.int64, code, lane)
 
-    return signature, codegen
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            narrow, wide = (ir.VectorType(context.get_value_type(kind), EDGE) for kind in (code, lane))
+            rows = [_load(builder, narrow, args[0], args[1], r) for r in range(n_rows)]
+            for r in range(n_rows):
+                prefetch(builder, builder.add(_address(builder, args[0], args[1], r), args[2]))
+            half = n_rows // 2
+            for _ in range(n_rows.bit_length() - 1):  # after log2 rounds of interleaving rows half of them apart
+                pairs = zip(rows[:half], rows[half:], strict=True)
+                rows = [interleaved(builder, x, y, side) for x, y in pairs for side in (0, 1)]
+            for i, columns in enumerate(rows):
+                place = builder.inttoptr(_address(builder, args[3], args[4], i * EDGE // n_rows), wide.as_pointer())
+                builder.store(_widened(builder, columns, wide, code.signed), place, align=1)
+            return context.get_dummy_value()
 
+        return signature, codegen
 
-def _widen_row(_context: Any, source: Any, out: Any, blocks: Any, code: Any, lane: Any) -> Any:
-    """Write blocks of 16 codes of a row in the lanes' type; addresses. code and lane are any numbers of the two types."""
-    signature = types.void(types.int64, types.int64, types.int64, code, lane)
-
-    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        narrow, wide = (ir.VectorType(context.get_value_type(kind), EDGE) for kind in (code, lane))
-        steps = [ir.Constant(_INT64, EDGE * kind.bitwidth // 8) for kind in (code, lane)]
-        with cgutils.for_range(builder, args[2]) as loop:
-            places = [builder.add(at, builder.mul(loop.index, step)) for at, step in zip(args, steps, strict=False)]
-            codes = builder.load(builder.inttoptr(places[0], narrow.as_pointer()), align=1)
-            target = builder.inttoptr(places[1], wide.as_pointer())
-            builder.store(_widened(builder, codes, wide, code.signed), target, align=1)
-        return context.get_dummy_value()
-
-    return signature, codegen
+    return intrinsic(transpose)
 
 
-transpose_block: Any = intrinsic(_transpose_block)
-widen_row: Any = intrinsic(_widen_row)
+def _widened_row(count: int) -> Any:
+    """Build widen(source, out, blocks, code, lane): blocks of `count` codes of a row in the lanes' type.
+
+    Addresses; code and lane are any numbers of the two types.
+    """
+
+    def widen(_context: Any, source: Any, out: Any, blocks: Any, code: Any, lane: Any) -> Any:
+        signature = types.void(types.int64, types.int64, types.int64, code, lane)
+
+        def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            narrow, wide = (ir.VectorType(context.get_value_type(kind), count) for kind in (code, lane))
+            steps = [ir.Constant(_INT64, count * kind.bitwidth // 8) for kind in (code, lane)]
+            with cgutils.for_range(builder, args[2]) as loop:
+                places = [builder.add(at, builder.mul(loop.index, step)) for at, step in zip(args, steps, strict=False)]
+                codes = builder.load(builder.inttoptr(places[0], narrow.as_pointer()), align=1)
+                target = builder.inttoptr(places[1], wide.as_pointer())
+                builder.store(_widened(builder, codes, wide, code.signed), target, align=1)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return intrinsic(widen)
+
+
+transpose_block, transpose_half = _transposed(EDGE), _transposed(EDGE // 2)
+widen_row, widen_half = _widened_row(EDGE), _widened_row(EDGE // 2)
 
 
 def _address(builder: Any, base: Any, stride: Any, index: int) -> Any:
