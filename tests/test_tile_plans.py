@@ -155,7 +155,6 @@ def test_packing_transposes(code: type, lane: type, shape: tuple[int, int]) -> N
 
 @pytest.mark.parametrize("layout", ["C", "F", "cut"])
 def test_the_range_of_codes_in_blocks_and_threads(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "_BLOCK", 7)
     monkeypatch.setattr(threads, "SMALLEST_PART", 4)
     monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 3)
     for place in range(60):

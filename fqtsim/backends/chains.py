@@ -102,7 +102,7 @@ def unlimited_result(a: Array, b: Array, lowered: Lowered, start: Array | None, 
         unlimited = replace(lowered, table=without_overflow(lowered.table), fits32=lowered.unlimited_fits32)
         return stepwise_codes(a, b, unlimited, start)
     dtype = unlimited_dtype(lowered)
-    total = exact_product(a, b, dtype, lowered.operands) if product is None else product
+    total = exact_product(a, b, dtype) if product is None else product
     if start is None:
         return total.astype(dtype, copy=False)
     # In the result's own type: U fits it, and integers that wrap on the way come back.

@@ -115,30 +115,27 @@ class Block(NamedTuple):
         return bool(self.rows.mean() * self.columns.mean() > WORTH_A_BLOCK)
 
 
+def block_of(a: Array, b: Array, whole: bool) -> Block:
+    """Return all outputs, or none."""
+    return Block(np.full(a.shape[0], whole), np.full(b.shape[1], whole))
+
+
 def examined(a: Array, b: Array, lowered: Lowered, start: Array | None) -> tuple[Block, Product | None]:
-    """Return the outputs that need every addition performed, and the exact product where it was needed to tell."""
-    block = unproven_block(a, b, lowered, start)
-    if block is not None:
-        return block, None
+    """Return the outputs that need every addition performed, and the exact product where it is at hand.
+
+    Where a register can change anything, the ranges in `lowered` are those of these very operands.
+    """
+    if lowered.never_overflows or lowered.order_free_wrap:
+        return block_of(a, b, False), None
+    limit = subset_limit(lowered)
+    if bounded_by_columns(a, b, lowered, start, limit):
+        product = byte_product(a, b, lowered.operands) if lowered.unlimited.fits_signed(32) else None
+        return block_of(a, b, False), product and product._replace(fits=True)
     limits = partial_sum_limits(lowered, start)
     product = byte_product(a, b, lowered.operands, limits) if limits.magnitude > 0 else None
     if product is not None:
         return Block(product.rows, product.columns), product
-    limit = subset_limit(lowered)
-    if limit <= 0:
-        return Block(np.ones(a.shape[0], np.bool_), np.ones(b.shape[1], np.bool_)), None
-    return open_rows_and_columns(a, b, start, limit), None
-
-
-def unproven_block(a: Array, b: Array, lowered: Lowered, start: Array | None) -> Block | None:
-    """Return the outputs that need every addition performed, None where only partial sums can tell."""
-    rows, columns = np.zeros(a.shape[0], np.bool_), np.zeros(b.shape[1], np.bool_)
-    if lowered.never_overflows or lowered.order_free_wrap:
-        return Block(rows, columns)
-    limit = subset_limit(lowered)
-    if limit > 0 and bounded_by_columns(a, b, lowered, start, limit):
-        return Block(rows, columns)
-    return None
+    return (block_of(a, b, True) if limit <= 0 else open_rows_and_columns(a, b, start, limit)), None
 
 
 def partial_sum_limits(lowered: Lowered, start: Array | None) -> Limits:

@@ -164,18 +164,10 @@ def code_range(codes: Array) -> Range:
     return Range(int(ends.min), int(ends.max))
 
 
-def _tightest(codes: Array, known: Range | None) -> Range:
-    """Return a range that holds the codes: the known one, where looking for another would not help."""
-    return known if known is not None and known.high - known.low < 1 << 8 else code_range(codes)
-
-
-def exact_product(a: Array, b: Array, dtype: type, known: tuple[Range, Range] | None = None) -> Array:
-    """Return a (M, K) times b (K, N), exactly; the caller has bounded the result to dtype.
-
-    known: ranges of the codes, of which those of a byte are not looked for again.
-    """
+def exact_product(a: Array, b: Array, dtype: type) -> Array:
+    """Return a (M, K) times b (K, N), exactly; the caller has bounded the result to dtype."""
     shape = (a.shape[0], b.shape[1])
-    ranges = _tightest(a, known and known[0]), _tightest(b, known and known[1])
+    ranges = code_range(a), code_range(b)
     largest = ranges[0].magnitude * ranges[1].magnitude
     if not largest:
         return np.zeros(shape, dtype)
