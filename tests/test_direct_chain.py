@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mac import chain, datapath
 
-from fqtsim.backends import direct_chain, get_backend
+from fqtsim.backends import direct, direct_chain, get_backend
 from fqtsim.hw.spec import Datapath
+from fqtsim.kernels import correlate_chain as chain_kernels
 from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
 from fqtsim.train import functional
@@ -180,3 +183,99 @@ def test_dropped_bits_and_traces_go_to_matrices() -> None:
     call(Gemm("layer", "fprop", path("int16 saturate", "fprop", True), run))
     assert counting.asked == 4
     assert "bits_needed_partial" in events("fprop", run)
+
+
+# --- tiles that partial sums prove ------------------------------------------------------------------------------------
+
+
+def quiet_and_loud(rng: Any, channels: int, outputs: int, backwards: bool, spread: int) -> direct.Images:
+    """Return images of which some rows and samples are louder than others, met by random weights."""
+    walk = direct.Walk((9, 13), (3, 2), (1, 1), (1, 1), (-1, 0))
+    x = rng.integers(-spread, spread, (4, channels, 9, 13), endpoint=True)
+    x[1], x[2, :, :4] = x[1] // 3, x[2, :, :4] * 2
+    weight = rng.integers(-30, 31, (outputs, 3, 2, channels)).astype(np.int16)
+    samples = direct.Side(rng.integers(-9, 9, 4), rng.random(4) + 0.1)
+    columns = direct.Side(rng.integers(-9, 9, outputs), rng.random(outputs) + 0.1)
+    return direct.Images(x.astype(np.int16), np.full(4, 2, np.int16), walk, weight, samples, columns, backwards)
+
+
+def as_matrices(job: direct.Images) -> tuple[Any, Any]:
+    """Return the operands of the GEMM, k in its order."""
+    patches = direct._patches(job.codes, job.fill, job.walk)
+    taps = patches.reshape(-1, job.weight[0, ..., 0].size, job.weight.shape[3])
+    weight = job.weight.reshape(len(job.weight), *taps.shape[1:])
+    order = slice(None, None, -1 if job.backwards else 1)
+    a, b = taps[:, order].reshape(len(taps), -1), weight[:, order].reshape(len(weight), -1)
+    return a.astype(np.int16), np.ascontiguousarray(b.T)
+
+
+def opened_tiles(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that takes, for each walk, which tiles of its last sample were stepped."""
+    found: list[Any] = []
+    make = chain_kernels.image_work
+
+    def made(*arguments: Any) -> Any:
+        work = make(*arguments)
+        found.append(work.opened)
+        return work
+
+    monkeypatch.setattr(chain_kernels, "image_work", made)
+    return found
+
+
+@pytest.mark.usefixtures("walks")
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("channels", [1, 5, 16, 40, 70])
+def test_tiles_are_proven_where_no_sum_leaves(backwards: bool, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, kinds = opened_tiles(monkeypatch), set()
+    for seed, spread, nearer in itertools.product(range(3), (3, 60), (0.5, 0.9, 1.0, 1.3, 2.5)):
+        job = quiet_and_loud(np.random.default_rng(seed), channels, 11, backwards, spread)
+        a, b = as_matrices(job)
+        sums = (a.T[:, :, None].astype(np.int64) * b[:, None, :]).cumsum(axis=0)
+        bits = max(4, int(np.abs(sums).max() * nearer).bit_length())
+        for register in (f"int{bits} saturate", f"int{bits + 1} saturate_symmetric"):
+            chosen = datapath(*chain(register), a="int16", b="int16")
+            expected = get_backend("stepwise").gemm(a, b, chosen)
+            out = np.empty((4, 11, 9, 13), np.float32)
+            found = direct_chain.images(job, chosen, out, True)
+            assert found is not None
+            assert np.array_equal(found.codes, expected.codes)
+            assert replace(found, codes=None) == replace(expected, codes=None)
+            assert np.array_equal(out, direct_output(job, expected.codes, a, b))
+            kinds.add((bool(opened[-1].any()), bool(opened[-1].all())))
+    assert {(False, False), (True, True)} <= kinds  # all proven, and none
+
+
+def direct_output(job: direct.Images, codes: Any, a: Any, b: Any) -> Any:
+    """Return the epilogue's float32 output for the codes of a GEMM (S5.8)."""
+    za, zb = job.samples.zero_points[:, None, None], job.channels.zero_points
+    shape = (len(job.codes), -1, len(job.weight))
+    moved = codes.reshape(shape).astype(np.int64) - za * b.sum(axis=0, dtype=np.int64) + len(b) * za * zb
+    moved = moved - zb * a.sum(axis=1, dtype=np.int64).reshape(len(job.codes), -1, 1)
+    scaled = (moved * (job.samples.steps[:, None, None] * job.channels.steps)).astype(np.float32)
+    return scaled.transpose(0, 2, 1).reshape(*shape[::2], *job.walk.outputs)
+
+
+@pytest.mark.usefixtures("walks")
+@pytest.mark.parametrize("run", [1, 2, 3])
+def test_sums_that_leave_within_a_group_and_come_back(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels of one sign, then of the other: small at every look, and at the end."""
+    opened = opened_tiles(monkeypatch)
+    x = np.full((2, 64, 6, 7), 100, np.int16)
+    weight = np.zeros((9, 1, 3, 64), np.int16)
+    weight[:, 0, :, : 10 * run], weight[:, 0, :, 10 * run : 20 * run] = 90, -90
+    sides = direct.Side(np.zeros(2, np.int64), np.ones(2)), direct.Side(np.zeros(9, np.int64), np.ones(9))
+    job = direct.Images(x, np.zeros(2, np.int16), direct.Walk((6, 5), (1, 3)), weight, *sides)
+    top = 10 * run * 9000
+    for room, leaves in ((0, True), (1, True), (top * 4, False)):
+        register = f"int{(top + room).bit_length() + (room > 1)} saturate"
+        chosen = datapath(*chain(register), a="int16", b="int16")
+        high = chosen.accumulator.register_format.maximum
+        out = np.empty((2, 9, 6, 5), np.float32)
+        found = direct_chain.images(job, chosen, out, True)
+        expected = get_backend("stepwise").gemm(*as_matrices(job), chosen)
+        assert found is not None
+        assert np.array_equal(found.codes, expected.codes)
+        assert replace(found, codes=None) == replace(expected, codes=None)
+        assert (expected.events.altered > 0) == (high < top) == leaves
+        assert opened[-1].all() if leaves else not opened[-1].any()

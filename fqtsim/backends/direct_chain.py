@@ -22,10 +22,13 @@ from fqtsim.kernels import chain_tile, threads
 from fqtsim.kernels import correlate_chain as kernels
 from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.chain_tile import Form, Kind
+from fqtsim.kernels.looks import ROUND_UP
 from fqtsim.kernels.tile import Tile
 
 SMALLEST = 1 << 24
 """Products from which a walk of the chain's own kind is worth its compilation."""
+PRODUCTS = 64
+"""Products of an output between two looks at its sum, in whole taps."""
 MOST_WORDS = 1 << 22
 """Words of an output gradient that are held at a time."""
 
@@ -127,6 +130,25 @@ def _taps(job: Images, kind: Kind, layout: Any) -> kernels.Taps:
     return kernels.Taps(np.ascontiguousarray(tiles_), offsets)
 
 
+def _look(job: Images, plan: Plan, lowered: Lowered, layout: Any, is_exact: bool) -> kernels.Look:
+    """Return how partial sums prove that a tile's codes are U: for one register that takes products in order."""
+    outputs, channels, rows = len(job.weight), job.weight.shape[3], plan.kind.tile.rows
+    order = np.arange(len(layout.shifts))[:: -1 if job.backwards else 1]
+    weight = job.weight.reshape(outputs, -1, channels)[:, order].astype(np.int64)
+    edges = np.append(np.arange(0, len(order), max(1, PRODUCTS // channels)), len(order))
+    squares = np.add.reduceat((weight * weight).sum(axis=2), edges[:-1], axis=1)
+    padded = np.zeros((-(-outputs // rows) * rows, len(edges) - 1))
+    padded[:outputs] = np.sqrt(squares) * ROUND_UP
+    roots = np.ascontiguousarray(padded.reshape(-1, rows, len(edges) - 1).max(axis=1).T)
+    words = edges * -(-channels // 2)
+    # Squares are summed in int32.
+    fits = lowered.operands[0].magnitude ** 2 * weight[0].size < INT32
+    looks = not is_exact and fits and plan.kind.forms[-1].clamp.startswith("native")
+    limits = np.array([rails(lowered)] if looks else [], np.int64).reshape(-1)
+    nothing = np.zeros(plan.kind.tile.vectors * kernels.LANES, np.int32)
+    return kernels.Look(limits, edges, words, layout.phases[order], layout.shifts[order], roots, nothing)
+
+
 def _convolve(
     job: Images, plan: Plan, is_exact: bool, lowered: Lowered, datapath: Datapath, out: Array, with_codes: bool
 ) -> GemmResult:
@@ -136,6 +158,7 @@ def _convolve(
     taps = _taps(job, kind, layout)
     none = kernels.Taps(np.empty((0, 1, 1), np.int32), np.empty(0, np.int64))
     exact_taps = none if is_exact else _taps(job, kernels.exact_beside(kind), layout)
+    look = _look(job, plan, lowered, layout, is_exact)
     column_sums = job.weight.reshape(outputs, -1).sum(1, dtype=np.int64)
     sides = (
         (job.samples.zero_points, job.samples.steps),
@@ -144,9 +167,9 @@ def _convolve(
     walk, lane, fill = kernels.image_walk(kind), (plan.lane.offset, plan.lane.shift), _short(job.fill)
 
     def part(first: int, last: int) -> Array:
-        work = kernels.image_work(x.shape, layout, kind, outputs)
+        work = kernels.image_work(x.shape, layout, kind, outputs, len(look.roots))
         found: Array = walk(
-            x, fill, layout, taps, exact_taps, plan.parameters, lane, rails(lowered), *sides, work, flat, codes,
+            x, fill, layout, taps, exact_taps, look, plan.parameters, lane, rails(lowered), *sides, work, flat, codes,
             first, last,
         )  # fmt: skip
         return found

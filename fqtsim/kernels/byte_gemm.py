@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 from fqtsim.kernels import correlate_tile
 from fqtsim.kernels.byte_words import QUAD, pack_words, padded_words
 from fqtsim.kernels.jit import inner, kernel
+from fqtsim.kernels.looks import ROUND_UP, may_pass, tile_ends
 from fqtsim.kernels.tile import INT64, VECTOR, Emitter, Tile, lanes
 from fqtsim.kernels.transpose import EDGE, prefetch, transpose_block, widen_row
 
@@ -32,10 +33,9 @@ SPANS = (512, 256, 128, 64)
 STRIDE = WIDTH * QUAD
 SIGNED = -0x7F7F7F80
 """What turns a word of signed bytes, xored, into unsigned ones: 128 more each (0x80808080)."""
-ROUND_UP = 1 + 2.0**-40
-"""Covers the few roundings of 2**-53 each in a bound."""
 _INT32 = ir.IntType(32)
 
+_ends = tile_ends(TILE)
 _sums = correlate_tile.make(TILE, unsigned_lanes=True, fresh=False)
 
 
@@ -127,7 +127,9 @@ class Panel(NamedTuple):
     roots: Any
     #: (WIDTH,) int32: sums of bytes so far.
     totals: Any
-    #: (WIDTH,) bool: room for `_open_outputs`; (1,) int64: the distance of the words from where they are, 0.
+    #: (2,) int32: smallest and largest sum of a tile. (WIDTH,) bool: room for `_open_outputs`. (1,) int64: 0, the
+    #: distance of the words from where they are.
+    ends: Any
     near: Any
     distance: Any
 
@@ -170,21 +172,6 @@ def _measure_lanes(panel: Any, s: int, quads: int, at: int, offset: int, left_of
         panel.squares[s, j] = square
         largest = max(largest, square)
     panel.roots[s] = np.sqrt(np.float64(largest)) * ROUND_UP
-
-
-@inner
-def _ends(acc: Any, rows: Any, panel: Any, row: int, c: int, s: int) -> Any:
-    """Return the smallest and largest sum of a tile's rows from `row` on before span c, the s-th of the panel.
-
-    Arrays are indexed, not cut: a slice counts references.
-    """
-    least, most = np.int32(2147483647), np.int32(-2147483648)
-    for r in range(row, row + TILE.rows):
-        more = rows.corrections[c - 1, r]
-        for j in range(WIDTH):
-            value = np.int32(np.int32(acc[r, j] + more) + panel.side[s, j])
-            least, most = min(least, value), max(most, value)
-    return np.int64(least), np.int64(most)
 
 
 class Open(NamedTuple):
@@ -238,12 +225,15 @@ def _advance(
     row, s, here, looks = t * TILE.rows, 0, (end - begin + span - 1) // span, True
     while s < here:
         c, n = begin // span + s, s + 1
-        room = rows.roots[c, t] * panel.roots[s]
-        low = high = np.int64(0)
+        panel.ends[:] = 0
         if c:
-            low, high = _ends(acc, rows, panel, row, c, s)
-        is_near = low - room < limits[0] or high + room > limits[1]
-        if is_near and 2 * _open_outputs(acc, rows, panel, t, p, c, s, limits, found) > WIDTH:
+            more, side = rows.corrections.ctypes.data, panel.side.ctypes.data
+            more += 4 * ((c - 1) * rows.corrections.shape[1] + row)
+            _ends(acc.ctypes.data + row * STRIDE, STRIDE, more, side + s * STRIDE, panel.ends.ctypes.data)
+        if (
+            may_pass(panel.ends, rows.roots[c, t] * panel.roots[s], limits)
+            and 2 * _open_outputs(acc, rows, panel, t, p, c, s, limits, found) > WIDTH
+        ):
             _open_tile(found, t, p)
             looks, n = False, here
         k_first, k_end = begin + s * span, min(end, begin + n * span)
@@ -312,7 +302,7 @@ def multiply(
     panel = Panel(
         np.empty((padded(min(CHUNK, k)), WIDTH), np.int32), np.zeros((n_spans + 1, WIDTH), np.int32),
         np.zeros((n_spans, WIDTH), np.int32), np.zeros(n_spans, np.float64), np.zeros(WIDTH, np.int32),
-        np.zeros(WIDTH, np.bool_), np.zeros(1, np.int64),
+        np.zeros(2, np.int32), np.zeros(WIDTH, np.bool_), np.zeros(1, np.int64),
     )  # fmt: skip
     acc, reached, go_on = np.empty((groups * EDGE, WIDTH), np.int32), np.zeros(tiles), np.zeros(tiles, np.bool_)
     ends, bound = np.array([2147483647, -2147483648], np.int32), 0.0

@@ -20,8 +20,10 @@ from fqtsim.kernels.correlate import (
     store_codes,
     without_ends,
 )
+from fqtsim.kernels.ends import ends
 from fqtsim.kernels.gemm import count_events
 from fqtsim.kernels.jit import inner, kernel, kernel_of, made_once
+from fqtsim.kernels.looks import ROUND_UP, may_pass, tile_ends
 from fqtsim.kernels.tile import VECTOR, Tile, lanes
 
 LANES = lanes(np.int32)
@@ -51,9 +53,14 @@ class ImageWork(NamedTuple):
     sums: Any
     patches: Any
     patch_channel: Any
+    #: float64 (groups, spans) of a `Look`.
+    roots: Any
+    #: (2,) int32: smallest and largest sum of a tile; bool (tiles, spans): whether every addition was performed.
+    ends: Any
+    opened: Any
 
 
-def image_work(shape: tuple[int, ...], layout: Layout, kind: Kind, outputs: int) -> ImageWork:
+def image_work(shape: tuple[int, ...], layout: Layout, kind: Kind, outputs: int, groups: int) -> ImageWork:
     """Return working space for images of a shape (N, C, H, W)."""
     span = kind.tile.vectors * LANES
     blocks, phases = -(-shape[1] // 2), len(layout.down) * len(layout.across)
@@ -65,7 +72,11 @@ def image_work(shape: tuple[int, ...], layout: Layout, kind: Kind, outputs: int)
     channel, u_channel, patch_channel = (np.zeros(dense, np.int32) for _ in range(3))
     sums, patches = np.empty((phases, layout.plane), np.int32), np.empty(layout.positions + VECTOR, np.int32)
     planes, line = flat[:size].reshape(blocks, phases, layout.plane), np.zeros(shape[2] * shape[3] + VECTOR, np.uint32)
-    return ImageWork(flat, planes, line, acc, unlimited, channel, u_channel, sums, patches, patch_channel)
+    roots = np.zeros((groups, padded // span))
+    return ImageWork(
+        flat, planes, line, acc, unlimited, channel, u_channel, sums, patches, patch_channel, roots,
+        np.zeros(2, np.int32), np.zeros((-(-outputs // kind.tile.rows), padded // span), np.bool_),
+    )  # fmt: skip
 
 
 @inner
@@ -119,6 +130,16 @@ def _lanes_to_codes(channel: Any, offset: int, shift: int) -> None:
 
 
 @inner
+def _count(codes: Any, unlimited: Any, rails: Any, same: bool, counts: Any) -> None:
+    """Do what `count_events` does; same: the codes are U, and none of them may be at a rail."""
+    if same:
+        counts[:] = 0
+        counts[3], counts[4] = ends(codes)
+    if not same or counts[3] <= rails[0] or counts[4] >= rails[1]:
+        count_events(codes, unlimited, rails[0], rails[1], counts)
+
+
+@inner
 def _add_counts(one: Any, counts: Any) -> None:
     for i in (0, 1, 2, 5):
         counts[i] += one[i]
@@ -132,57 +153,152 @@ class Taps(NamedTuple):
     offsets: Any
 
 
+class Look(NamedTuple):
+    """How to tell, tile by tile, that no addition changes a sum (docs/semantics.md, proof 10): groups of taps."""
+
+    #: (2,) int64: the register's rails; (0,) to tell nothing.
+    limits: Any
+    #: (groups + 1,) int64: where a group begins, among taps and among the words of the exact taps.
+    taps: Any
+    words: Any
+    #: Phases and shifts of the taps in their order.
+    phases: Any
+    shifts: Any
+    #: (groups, tiles) float64: at least the largest norm of a group's weights in a tile.
+    roots: Any
+    #: int32 zeros, as many as a tile has lanes or rows: U needs no corrections.
+    nothing: Any
+
+
+@inner
+def _norms(planes: Any, look: Any, span: int, squares: Any, patches: Any, roots: Any) -> None:
+    """Write to roots (groups, spans) at least the largest norm of what a group's taps meet in a span of positions."""
+    for p in range(planes.shape[1]):
+        total = squares[p]
+        total.fill(0)
+        for b in range(planes.shape[0]):
+            words = planes[b, p].view(np.int32)
+            for i in range(total.size):
+                low, high = np.int32(np.int32(words[i] << np.int32(16)) >> np.int32(16)), words[i] >> np.int32(16)
+                total[i] += np.int32(low * low) + np.int32(high * high)
+    for g in range(roots.shape[0]):
+        first, last = look.taps[g], look.taps[g + 1]
+        add_taps(squares, look.phases[first:last], look.shifts[first:last], patches)
+        for s in range(roots.shape[1]):
+            largest = np.int32(0)
+            for i in range(s * span, min(patches.size, s * span + span)):
+                largest = max(largest, patches[i])
+            roots[g, s] = np.sqrt(np.float64(largest)) * ROUND_UP
+
+
+@inner
+def _to_lanes(sums: Any, begin: int, pitch: int, rows: int, span: int, lane: Any, acc: Any) -> None:
+    """Write the codes of a tile, its sums, as lanes."""
+    more, by = np.int32(lane[0]), np.int32(lane[1])
+    for r in range(rows):
+        for i in range(begin + r * pitch, begin + r * pitch + span):
+            acc[i] = np.int32(np.int32(sums[i] + more) << by)
+
+
+def _tile_walk(kind: Kind) -> Any:
+    """Return walk(...) for a kind of chain: fills the lanes and U of one image; see below."""
+    exact_kind = exact_beside(kind)
+    tile, exact, ends_of_tile = chain_tile(kind), chain_tile(exact_kind), tile_ends(exact_kind.tile)
+    rows, exact_rows, span = kind.tile.rows, exact_kind.tile.rows, kind.tile.vectors * LANES
+
+    @inner
+    def step(taps: Any, parameters: Any, work: Any, t: int, q: int, padded: int) -> None:
+        tile(
+            work.acc.ctypes.data + 4 * (t * rows * padded + q), 0, 4 * padded, taps.words[t].ctypes.data,
+            work.flat.ctypes.data + 4 * q, taps.offsets.size, parameters.ctypes.data, taps.offsets.ctypes.data,
+        )  # fmt: skip
+
+    @inner
+    def add(taps: Any, parameters: Any, work: Any, t: int, q: int, padded: int, begin: int, end: int) -> None:
+        exact(
+            work.unlimited.ctypes.data + 4 * (t * exact_rows * padded + q), 0, 4 * padded,
+            taps.words[t, begin:].ctypes.data, work.flat.ctypes.data + 4 * q, end - begin, parameters.ctypes.data,
+            taps.offsets[begin:].ctypes.data,
+        )  # fmt: skip
+
+    @inner
+    def add_and_look(taps: Any, look: Any, parameters: Any, work: Any, t: int, q: int, padded: int) -> bool:
+        """Sum a tile of U, looking at its sums before every group of taps; return whether they do not prove it."""
+        at, nothing = work.unlimited.ctypes.data + 4 * (t * rows * padded + q), look.nothing.ctypes.data
+        for g in range(look.roots.shape[0]):
+            ends_of_tile(at, 4 * padded, nothing, nothing, work.ends.ctypes.data)
+            near = may_pass(work.ends, look.roots[g, t] * work.roots[g, q // span], look.limits)
+            add(taps, parameters, work, t, q, padded, look.words[g], look.words[-1 if near else g + 1])
+            if near:
+                return True
+        return False
+
+    @inner
+    def walk(taps: Any, exact_taps: Any, look: Any, parameters: Any, lane: Any, work: Any, padded: int) -> None:
+        """Perform the additions of all tiles; with a look, only where it proves nothing. Lanes and U are fresh."""
+        for q in range(0, padded, span):
+            for t in range(taps.words.shape[0]):
+                near = True
+                if look.limits.size:
+                    near = add_and_look(exact_taps, look, parameters, work, t, q, padded)
+                    work.opened[t, q // span] = near
+                if near:
+                    step(taps, parameters, work, t, q, padded)
+            for t in range(0 if look.limits.size else exact_taps.words.shape[0]):
+                add(exact_taps, parameters, work, t, q, padded, 0, exact_taps.offsets.size)
+        for t in range(taps.words.shape[0] if look.limits.size else 0):
+            for q in range(0, padded if work.opened[t].any() else 0, span):
+                if not work.opened[t, q // span]:
+                    _to_lanes(work.unlimited, t * rows * padded + q, padded, rows, span, lane, work.acc)
+
+    return walk
+
+
 @made_once
 def image_walk(kind: Kind) -> Any:
     """Return convolve(...) for a kind of chain; see below."""
-    exact_kind = exact_beside(kind)
-    tile, exact = chain_tile(kind), chain_tile(exact_kind)
-    rows, exact_rows, span = kind.tile.rows, exact_kind.tile.rows, kind.tile.vectors * LANES
+    walk, rows, span = _tile_walk(kind), kind.tile.rows, kind.tile.vectors * LANES
 
     @kernel_of(repr(kind))
     def convolve(
-        x: Any, fill: Any, layout: Any, taps: Any, exact_taps: Any, parameters: Any, lane: Any, rails: Any,
+        x: Any, fill: Any, layout: Any, taps: Any, exact_taps: Any, look: Any, parameters: Any, lane: Any, rails: Any,
         row_side: Any, column_side: Any, work: Any, out: Any, codes: Any, first: int, last: int,
     ) -> Any:  # fmt: skip
         """Convolve samples first..last, write float32 out (N, CO, OH * OW); return the six counts of `count_events`.
 
-        x (N, C, H, W), fill (N,) codes; exact_taps without words: the code is U. lane = (offset, shift), rails = (low,
-        high); row_side = (zero points int64, steps float64) of samples, column_side = (zero points, sums over k int64,
-        steps float64) of output channels; codes (N, OH * OW, CO) int32 takes the codes, unless it is empty.
+        x (N, C, H, W), fill (N,) codes; exact_taps without words: the code is U; look: for a register whose tiles are
+        those of the exact taps. lane = (offset, shift), rails = (low, high); row_side = (zero points int64, steps
+        float64) of samples, column_side = (zero points, sums over k int64, steps float64) of output channels; codes
+        (N, OH * OW, CO) int32 takes the codes, unless it is empty.
         """
         width, down, across = layout.width, layout.rows, layout.columns
-        flat, planes, line, acc, unlimited, channel, u_channel, sums, patches, patch_channel = work
+        acc, channel, patch_channel, u_channel = work.acc, work.channel, work.patch_channel, work.u_channel
+        patches = work.patches[: work.patches.size - VECTOR]
         zeros, column_sums, steps = column_side
         terms = x.shape[1] * layout.shifts.size
         size, padded = down * across, (acc.size - VECTOR) // (taps.words.shape[0] * rows)
         counts, one = np.zeros(6, np.int64), np.zeros(6, np.int64)
         counts[3], counts[4] = np.int64(1) << 62, -(np.int64(1) << 62)
-        same = exact_taps.words.shape[0] == 0
         for n in range(first, last):
-            _word_planes(x[n], fill[n], layout, line, planes)
+            _word_planes(x[n], fill[n], layout, work.line, work.planes)
             if zeros.any():
-                _patch_sums(planes, layout.phases, layout.shifts, sums, patches[: patches.size - VECTOR])
-                without_ends(patches, width, down, across, patch_channel)
+                _patch_sums(work.planes, layout.phases, layout.shifts, work.sums, patches)
+                without_ends(work.patches, width, down, across, patch_channel)
+            if look.limits.size:
+                _norms(work.planes, look, span, work.sums, patches, work.roots)
             acc.fill(np.int32(lane[0] << lane[1]))
-            unlimited.fill(0)
-            for q in range(0, padded, span):
-                for t in range(taps.words.shape[0]):
-                    tile(
-                        acc.ctypes.data + 4 * (t * rows * padded + q), 0, 4 * padded, taps.words[t].ctypes.data,
-                        flat.ctypes.data + 4 * q, taps.offsets.size, parameters.ctypes.data, taps.offsets.ctypes.data,
-                    )  # fmt: skip
-                for t in range(exact_taps.words.shape[0]):
-                    exact(
-                        unlimited.ctypes.data + 4 * (t * exact_rows * padded + q), 0, 4 * padded,
-                        exact_taps.words[t].ctypes.data, flat.ctypes.data + 4 * q, exact_taps.offsets.size,
-                        parameters.ctypes.data, exact_taps.offsets.ctypes.data,
-                    )  # fmt: skip
+            work.unlimited.fill(0)
+            walk(taps, exact_taps, look, parameters, lane, work, padded)
             for o in range(out.shape[1]):
-                without_ends(acc[o * padded :], width, down, across, channel)
-                _lanes_to_codes(channel[:size], lane[0], lane[1])
-                if not same:
-                    without_ends(unlimited[o * padded :], width, down, across, u_channel)
-                count_events(channel[:size], channel[:size] if same else u_channel[:size], rails[0], rails[1], one)
+                # The codes are U, in the lanes where there are no exact taps, else in U where a look proves it.
+                in_u = look.limits.size > 0 and not work.opened[o // rows].any()
+                is_u = in_u or exact_taps.words.shape[0] == 0
+                without_ends(work.unlimited[o * padded :] if in_u else acc[o * padded :], width, down, across, channel)
+                if not in_u:
+                    _lanes_to_codes(channel[:size], lane[0], lane[1])
+                if not is_u:
+                    without_ends(work.unlimited[o * padded :], width, down, across, u_channel)
+                _count(channel[:size], channel[:size] if is_u else u_channel[:size], rails, is_u, one)
                 _add_counts(one, counts)
                 za, zb, scale = row_side[0][n], zeros[o], row_side[1][n] * steps[o]
                 base = np.float64(terms * za * zb - za * column_sums[o])
