@@ -279,3 +279,37 @@ def test_sums_that_leave_within_a_group_and_come_back(run: int, monkeypatch: pyt
         assert replace(found, codes=None) == replace(expected, codes=None)
         assert (expected.events.altered > 0) == (high < top) == leaves
         assert opened[-1].all() if leaves else not opened[-1].any()
+
+
+def constant_job(x: Any, weight: Any, backwards: bool = False) -> direct.Images:
+    """Return images without zero points or padding that meet a weight (CO, 1, KW, C)."""
+    count, outputs, width = len(x), len(weight), weight.shape[2]
+    walk = direct.Walk((x.shape[2], x.shape[3] - width + 1), (1, width))
+    sides = [direct.Side(np.zeros(size, np.int64), np.ones(size)) for size in (count, outputs)]
+    return direct.Images(x, np.zeros(count, np.int16), walk, weight, *sides, backwards)
+
+
+@pytest.mark.usefixtures("walks")
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_look_pairs_each_sum_with_the_taps_that_follow(backwards: bool) -> None:
+    """Four quiet taps bring sums near the rail; the last one, loud and back, passes it."""
+    weight = np.full((8, 1, 5, 64), 16, np.int16)
+    weight[:, 0, 0 if backwards else 4] = np.repeat([45, -45], 32)
+    job = constant_job(np.full((1, 64, 3, 9), 100, np.int16), weight, backwards)
+    chosen = datapath(*chain("int20 saturate"), a="int16", b="int16")
+    found = direct_chain.images(job, chosen, np.empty((1, 8, 3, 5), np.float32), True)
+    assert found is not None
+    assert found.events.altered == found.events.transient == found.codes.size
+    assert np.array_equal(found.codes, get_backend("stepwise").gemm(*as_matrices(job), chosen).codes)
+
+
+@pytest.mark.usefixtures("walks")
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_outputs_at_a_rail_are_counted_where_nothing_overflows(sign: int) -> None:
+    job = constant_job(np.full((1, 151, 3, 5), 7, np.int16), np.full((2, 1, 1, 151), 31 * sign, np.int16))
+    job.weight[1] -= sign
+    chosen = datapath(*chain("int16 saturate_symmetric"), a="int16", b="int16")
+    found = direct_chain.images(job, chosen, np.empty((1, 2, 3, 5), np.float32), True)
+    assert found is not None
+    assert (found.codes[:, 0] == 32767 * sign).all()
+    assert (found.at_rail, found.events.altered) == (15, 0)
