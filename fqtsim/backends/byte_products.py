@@ -21,6 +21,15 @@ _FAR = 1 << 62
 """Beyond every sum of a product that int64 holds."""
 
 
+SMALLEST = 1 << 22
+"""Products from which these kernels are worth their compilation."""
+
+
+def pays(a: Array, b: Array) -> bool:
+    """Tell whether a product is large enough for these kernels."""
+    return tiles.HAS_DOT and a.shape[0] * a.shape[1] * b.shape[1] >= SMALLEST
+
+
 class Limits(NamedTuple):
     """What partial sums may reach without a change by any register of a chain."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from fqtsim.backends import direct, direct_chain, grouped
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
-from fqtsim.backends.byte_products import Limits, Product, byte_product
+from fqtsim.backends.byte_products import Limits, Product, byte_product, pays
 from fqtsim.backends.chains import codes_and_unlimited, stepwise_codes, unlimited_result
 from fqtsim.backends.exact import operand_range, subset_limit, wrap_codes
 from fqtsim.backends.stepwise import (
@@ -127,12 +127,13 @@ def examined(a: Array, b: Array, lowered: Lowered, start: Array | None) -> tuple
     """
     if lowered.never_overflows or lowered.order_free_wrap:
         return block_of(a, b, False), None
-    limit = subset_limit(lowered)
+    limit, worth_it = subset_limit(lowered), pays(a, b)
     if bounded_by_columns(a, b, lowered, start, limit):
-        product = byte_product(a, b, lowered.operands) if lowered.unlimited.fits_signed(32) else None
+        fits = worth_it and lowered.unlimited.fits_signed(32)
+        product = byte_product(a, b, lowered.operands) if fits else None
         return block_of(a, b, False), product and product._replace(fits=True)
     limits = partial_sum_limits(lowered, start)
-    product = byte_product(a, b, lowered.operands, limits) if limits.magnitude > 0 else None
+    product = byte_product(a, b, lowered.operands, limits) if worth_it and limits.magnitude > 0 else None
     if product is not None:
         return Block(product.rows, product.columns), product
     return (block_of(a, b, True) if limit <= 0 else open_rows_and_columns(a, b, start, limit)), None

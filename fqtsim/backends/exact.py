@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fqtsim.backends.base import Array
-from fqtsim.backends.byte_products import byte_product
+from fqtsim.backends.byte_products import byte_product, pays
 from fqtsim.hw.lower import (
     BITS,
     COLUMNS,
@@ -194,15 +194,16 @@ def exact_product(a: Array, b: Array, dtype: type) -> Array:
 
 def _product_of_bytes(a: Array, b: Array, ranges: tuple[Range, Range], dtype: type) -> Array | None:
     """Return the exact product where the codes of either operand span a byte."""
+    if not pays(a, b):
+        return None
     # Sums that wrap on the way come back where the result fits.
     run = a.shape[1] if dtype is np.int32 else ((1 << 31) - 1) // (ranges[0].magnitude * ranges[1].magnitude)
-    first = byte_product(a[:, :run], b[:run], ranges)
-    if first is None:
-        return None
-    total: Array = first.total.astype(dtype, copy=False)
-    for k in range(run, a.shape[1], run):
-        more = byte_product(a[:, k : k + run], b[k : k + run], ranges)
-        total += more.total if more is not None else 0
+    total: Array | None = None
+    for k in range(0, a.shape[1], run):
+        part = byte_product(a[:, k : k + run], b[k : k + run], ranges)
+        if part is None:  # as for the first part, so for all
+            return None
+        total = part.total.astype(dtype, copy=False) if total is None else total + part.total
     return total
 
 

@@ -186,15 +186,17 @@ class Open(NamedTuple):
 @inner
 def _open_tile(found: Any, t: int, p: int) -> None:
     """Give up a tile of a panel."""
-    found.rows[t * TILE.rows : t * TILE.rows + TILE.rows, p] = True
-    found.lanes[t, p * WIDTH : p * WIDTH + WIDTH] = True
+    for r in range(t * TILE.rows, t * TILE.rows + TILE.rows):
+        found.rows[r, p] = True
+    for j in range(p * WIDTH, p * WIDTH + WIDTH):
+        found.lanes[t, j] = True
 
 
 @inner
 def _open_outputs(acc: Any, rows: Any, panel: Any, t: int, p: int, c: int, s: int, limits: Any, found: Any) -> Any:
     """Open outputs of a tile that span c may push beyond the limits; return how many of its lanes are open."""
     near = panel.near
-    near[:] = False
+    near.fill(False)
     for r in range(t * TILE.rows, t * TILE.rows + TILE.rows):
         more, square = np.int32(0), np.float64(rows.squares[c, r]) * ROUND_UP
         any_near: Any = False
@@ -225,7 +227,7 @@ def _advance(
     row, s, here, looks = t * TILE.rows, 0, (end - begin + span - 1) // span, True
     while s < here:
         c, n = begin // span + s, s + 1
-        panel.ends[:] = 0
+        panel.ends.fill(0)
         if c:
             more, side = rows.corrections.ctypes.data, panel.side.ctypes.data
             more += 4 * ((c - 1) * rows.corrections.shape[1] + row)
@@ -284,6 +286,16 @@ def _write_block(acc: Any, out: Any, lanes_first: bool, row: int, rows: int, lan
                 out[row + r, lane + j] = acc[row + r, j]
 
 
+@inner
+def _start_panel(panel: Any, acc: Any, reached: Any, go_on: Any, looks: bool) -> None:
+    """Put sums and what is known of them to 0."""
+    acc.fill(0)
+    reached.fill(0)
+    go_on.fill(looks)
+    panel.side.fill(0)
+    panel.totals.fill(0)
+
+
 @kernel
 def multiply(
     words: Any, corrections: Any, squares: Any, roots: Any, span: int, looks: bool, limits: Any, k: int,
@@ -310,8 +322,7 @@ def multiply(
     words_at, zero_at = words.ctypes.data, panel.distance.ctypes.data
     for p in range(first, last):
         lane, count = p * WIDTH, min(WIDTH, size - p * WIDTH)
-        acc[:], go_on[:], reached[:] = 0, looks, 0
-        panel.side[0], panel.totals[:] = 0, 0
+        _start_panel(panel, acc, reached, go_on, looks)
         for begin in range(0, k, CHUNK):
             end = min(begin + CHUNK, k)
             pack_words(place, step, size, along, offset, panel.words, lane, begin, end, each, code)
@@ -334,7 +345,8 @@ def multiply(
                     acc_at + row * STRIDE, STRIDE, panel_at, zero_at, 1, STRIDE, words_at + word * QUAD, EDGE * QUAD,
                     QUAD, (end - begin + QUAD - 1) // QUAD,
                 )  # fmt: skip
-            panel.side[0] = panel.side[here]
+            for j in range(WIDTH):  # a copy of a slice would take 2 s to compile, for the text of an error
+                panel.side[0, j] = panel.side[here, j]
         for t in range(tiles):
             bound = max(bound, reached[t])
             if reached[t] > limits[2]:
