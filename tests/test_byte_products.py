@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mac import chain, datapath
 
-from fqtsim.backends import byte_products, emulator, get_backend
+from fqtsim.backends import byte_products, emulator, exact, get_backend
 from fqtsim.backends.byte_products import Limits, Product, byte_offset, byte_product
 from fqtsim.backends.exact import exact_product, operand_range
 from fqtsim.hw.lower import Range
@@ -260,3 +260,33 @@ def test_a_proof_spares_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     found = get_backend("emulator").gemm(a, b, path)
     assert np.array_equal(found.codes, a.astype(np.int64) @ b.astype(np.int64))
     assert found.events.altered == 0
+
+
+# --- ways to the exact product ----------------------------------------------------------------------------------------
+
+WAYS = {"numpy": (1 << 60, 1 << 60), "bytes": (0, 0), "wider kernels": (0, 1 << 60)}
+"""Products from which kernels multiply, and from which those over bytes do."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kinds", [("int8", "int8"), ("uint8", "int8"), ("int16", "int8"), ("int16", "int16"),
+                                   ("int32", "int16"), ("int32", "int32")])  # fmt: skip
+def test_every_way_to_the_exact_product(way: str, kinds: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the ends of the formats, for so many products that int32 and float64 no longer hold the sums."""
+    monkeypatch.setattr(exact, "SMALLEST", WAYS[way][0])
+    monkeypatch.setattr(byte_products, "SMALLEST", WAYS[way][1])
+    rng = np.random.default_rng(7)
+    bits = sum(np.iinfo(kind).bits for kind in kinds)
+    for k in {1, 5, 70, 1100, 1 << max(0, min(17, 63 - bits))}:
+        a, b = (
+            rng.choice([np.iinfo(kind).min, np.iinfo(kind).max, 1], shape, p=[0.6, 0.3, 0.1]).astype(kind)
+            for kind, shape in zip(kinds, ((3, k), (k, 2)), strict=True)
+        )
+        a[0], b[:, 0] = np.iinfo(kinds[0]).min, np.iinfo(kinds[1]).min
+        if bits + (k - 1).bit_length() > 64:
+            continue
+        expected = np.array([[sum(int(x) * int(y) for x, y in zip(row, column, strict=True)) for column in b.T]
+                             for row in a], np.int64)  # fmt: skip
+        assert np.array_equal(exact_product(a, b, np.int64), expected)
+        if np.abs(expected).max() < 1 << 31:
+            assert np.array_equal(exact_product(a, b, np.int32), expected)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fqtsim.backends.base import Array
-from fqtsim.backends.byte_products import byte_product, pays
+from fqtsim.backends.byte_products import SMALLEST, byte_product, pays
 from fqtsim.hw.lower import (
     BITS,
     COLUMNS,
@@ -29,6 +29,9 @@ from fqtsim.kernels.ends import extremes
 
 MOST_REGISTERS = 1 << 23
 """Registers of a strip: 64 MiB a thread, however many lanes a datapath has."""
+
+DOUBLE_EXACT_LIMIT = 1 << 53
+"""Integers up to this magnitude are float64 numbers, so sums that stay below it are exact in any order."""
 
 FLOAT_EXACT_LIMIT = 1 << 24
 """Integers up to this magnitude are float32 numbers, so sums that stay below it are exact in any order."""
@@ -171,6 +174,9 @@ def exact_product(a: Array, b: Array, dtype: type) -> Array:
     largest = ranges[0].magnitude * ranges[1].magnitude
     if not largest:
         return np.zeros(shape, dtype)
+    if a.shape[0] * a.shape[1] * b.shape[1] < SMALLEST and largest * a.shape[1] < DOUBLE_EXACT_LIMIT:
+        product = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)
+        return product.astype(dtype, copy=False)  # wraps as the kernels do, where the caller takes U modulo 2**32
     of_bytes = _product_of_bytes(a, b, ranges, dtype)
     if of_bytes is not None:
         return of_bytes
@@ -197,7 +203,8 @@ def _product_of_bytes(a: Array, b: Array, ranges: tuple[Range, Range], dtype: ty
     if not pays(a, b):
         return None
     # Sums that wrap on the way come back where the result fits.
-    run = a.shape[1] if dtype is np.int32 else ((1 << 31) - 1) // (ranges[0].magnitude * ranges[1].magnitude)
+    largest = ranges[0].magnitude * ranges[1].magnitude
+    run = a.shape[1] if dtype is np.int32 else max(1, ((1 << 31) - 1) // largest)
     total: Array | None = None
     for k in range(0, a.shape[1], run):
         part = byte_product(a[:, k : k + run], b[k : k + run], ranges)
