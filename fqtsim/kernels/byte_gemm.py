@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from fqtsim.kernels import correlate_tile
 from fqtsim.kernels.byte_words import QUAD, pack_words, padded_words
 from fqtsim.kernels.jit import inner, kernel
-from fqtsim.kernels.looks import ROUND_UP, may_pass, tile_ends
+from fqtsim.kernels.looks import ROUND_UP, SUM_ROUND_UP, may_pass, tile_ends
 from fqtsim.kernels.tile import INT64, VECTOR, Emitter, Tile, lanes
 from fqtsim.kernels.transpose import EDGE, prefetch, transpose_block, widen_row
 
@@ -348,8 +348,8 @@ def multiply(
             for j in range(WIDTH):  # a copy of a slice would take 2 s to compile, for the text of an error
                 panel.side[0, j] = panel.side[here, j]
         for t in range(tiles):
-            bound = max(bound, reached[t])
-            if reached[t] > limits[2]:
+            bound = max(bound, reached[t] * SUM_ROUND_UP)
+            if reached[t] * SUM_ROUND_UP > limits[2]:
                 _open_tile(found, t, p)
         for g in range(groups):
             here = min(EDGE, n_rows - g * EDGE)

@@ -17,6 +17,8 @@ from fqtsim.kernels.tile import VECTOR, Emitter, Tile
 
 ROUND_UP = 1 + 2.0**-40
 """Covers the few roundings of 2**-53 each in a bound."""
+SUM_ROUND_UP = 1 + 2.0**-20
+"""Covers those of a sum of up to 2**33 bounds."""
 
 
 def tile_ends(tile: Tile) -> Any:
