@@ -24,7 +24,7 @@ SAMPLE = 2e-3
 SETTLE = 2e-2
 """Seconds between the samples of two contestants on several threads: OpenMP's workers go on spinning after a call.
 
-After 2 ms they still did: the other's next call took 6 to 9 ms where it takes 4.5 after 20 ms."""
+After 2 ms they still did, by hand: the emulator's next call of 1024^3 took 6 to 9 ms where it takes 4.5 after 20 ms."""
 ROUNDS = 5
 
 

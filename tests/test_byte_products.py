@@ -100,9 +100,9 @@ def test_codes_that_span_more_than_a_byte_are_refused() -> None:
     wide, narrow = np.array([[0, 256]], np.int16), np.ones((2, 1), np.int8)
     assert byte_product(wide, narrow, (Range(0, 256), Range(1, 1))) is None
     assert byte_product(narrow.T, wide.T, (Range(1, 1), Range(0, 256))) is None
-    assert byte_offset(wide, True, Range(900, 901)) is None  # sums of squares must stay in int32
-    assert byte_offset(wide, True, Range(0, 255)) == -128
-    assert byte_offset(wide, False, Range(-255, 0)) == 255
+    assert byte_offset(True, Range(900, 901)) is None  # sums of squares must stay in int32
+    assert byte_offset(True, Range(0, 255)) == -128
+    assert byte_offset(False, Range(-255, 0)) == 255
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.int32, np.int64])

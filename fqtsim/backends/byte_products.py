@@ -71,7 +71,7 @@ class Product(NamedTuple):
     fits: bool
 
 
-def byte_offset(codes: Array, signed: bool, known: Range) -> int | None:
+def byte_offset(signed: bool, known: Range) -> int | None:
     """Return the offset that makes codes within `known` signed or unsigned bytes, None where none does."""
     low = -128 if signed else 0
     if known.within(low, low + 255):
@@ -81,7 +81,7 @@ def byte_offset(codes: Array, signed: bool, known: Range) -> int | None:
 
 def _laid_out(codes: Array, known: Range, lanes_first: bool, signed: bool) -> Bytes | None:
     """Return an operand (lanes, K), or (K, lanes) unless lanes_first, for the kernels; None where it has no bytes."""
-    offset = byte_offset(codes, signed, known)
+    offset = byte_offset(signed, known)
     if offset is None:
         return None
     if codes.dtype.itemsize > 2:
