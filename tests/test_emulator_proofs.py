@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from agreement import summary
+from hypothesis import given
+from hypothesis import strategies as st
 from mac import chain, datapath
 
 from fqtsim.backends import emulator, get_backend
 from fqtsim.backends.exact import subset_limit
 from fqtsim.backends.stepwise import prepare, prepare_for_formats, start_values
+from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels.ends import extremes
 
 BACKENDS = ("reference", "stepwise", "emulator")
@@ -76,8 +79,8 @@ def test_start_values_that_repeat(shape: tuple[int, int], register: str) -> None
         whole = np.array(np.broadcast_to(c, shape))
         expected = summary(get_backend("reference").gemm(a, b, path, whole))
         for name in BACKENDS:
-            for given in (c, np.broadcast_to(c, shape), whole):
-                assert summary(get_backend(name).gemm(a, b, path, given)) == expected, (name, size)
+            for repeated in (c, np.broadcast_to(c, shape), whole):
+                assert summary(get_backend(name).gemm(a, b, path, repeated)) == expected, (name, size)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64])
@@ -86,3 +89,31 @@ def test_extremes(kind: Any) -> None:
     codes = np.array([[5, ends.max, -3], [ends.min, 0, 1]], kind)
     assert extremes(codes) == (ends.min, ends.max)
     assert extremes(codes[:1, 2:]) == (-3, -3)
+
+
+@given(st.data(), st.integers(1, 9), st.integers(1, 9), st.sampled_from([(1, 1), (1, 0)]))
+def test_rows_and_columns_that_norms_leave_open(data: st.DataObject, m: int, n: int, starts: tuple[int, int]) -> None:
+    """By the largest norms alone, as by every pair of them."""
+    norms = st.integers(0, 60).map(float) | st.sampled_from([2.0**52, 2.0**60])
+    rows, columns = (np.array(data.draw(st.lists(norms, min_size=k, max_size=k))) for k in (m, n))
+    start = data.draw(st.lists(st.integers(-40, 40), min_size=starts[1] or n, max_size=starts[1] or n))
+    start = np.array(start, np.int64)[None]
+    limit = data.draw(st.integers(1, 60) | st.just((1 << 30) + 20))
+    found, expected = ([np.zeros(m, np.bool_), np.zeros(n, np.bool_)] for _ in range(2))
+    kernels.open_by_norms(rows, columns, start, limit, *found)
+    kernels.open_outputs(rows, columns, np.ascontiguousarray(np.broadcast_to(start, (m, n))), limit, *expected)
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("lane", [np.int16, np.int32])
+@pytest.mark.parametrize("size", [(1, 1), (15, 40), (16, 16), (24, 65), (33, 31), (64, 100)])
+@pytest.mark.parametrize(("offset", "shift"), [(0, 0), (5, 0), (-7, 3)])
+def test_columns_of_lanes_become_rows_of_codes(lane: type, size: tuple[int, int], offset: int, shift: int) -> None:
+    rows, count = size
+    acc = np.random.default_rng(rows).integers(-(1 << 15), 1 << 15, (rows + 3, count + 20)).astype(lane)
+    codes = np.full((count, rows), 99, np.int32)
+    middle = count // 3
+    for first, last in ((0, middle), (middle, count)):
+        kernels.int_columns_to_codes(acc, offset, shift, codes, first, last)
+    assert np.array_equal(codes, (acc[:rows, :count].T.astype(np.int64) >> shift) - offset)

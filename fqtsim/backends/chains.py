@@ -97,7 +97,10 @@ def codes_and_unlimited(a: Array, b: Array, lowered: Lowered, start: Array | Non
 
 
 def unlimited_result(a: Array, b: Array, lowered: Lowered, start: Array | None, product: Array | None = None) -> Array:
-    """Return U: the same chain with every register unlimited, from start values c; int32 where it fits."""
+    """Return U: the same chain with every register unlimited, from start values c; int32 where it fits.
+
+    product: the exact product, where it is at hand; U takes its place.
+    """
     if lowered.dropped_bits:
         unlimited = replace(lowered, table=without_overflow(lowered.table), fits32=lowered.unlimited_fits32)
         return stepwise_codes(a, b, unlimited, start)
@@ -106,8 +109,13 @@ def unlimited_result(a: Array, b: Array, lowered: Lowered, start: Array | None, 
     if start is None:
         return total.astype(dtype, copy=False)
     # In the result's own type: U fits it, and integers that wrap on the way come back.
-    shifted: Array = total.astype(dtype, copy=False) + without_repeats(start).astype(dtype)
-    return shifted
+    total = total.astype(dtype, copy=False)
+    starts: Array = np.broadcast_to(without_repeats(start).astype(dtype), total.shape)
+    threads.run(
+        lambda first, last: np.add(total[first:last], starts[first:last], out=total[first:last]),
+        threads.parts(*total.shape),
+    )
+    return total
 
 
 def simplified(lowered: Lowered) -> Lowered:

@@ -22,7 +22,7 @@ from fqtsim.backends import direct, direct_chain, grouped
 from fqtsim.backends.base import Array, Backend, GemmResult, code_dtype
 from fqtsim.backends.byte_products import Limits, Product, byte_product, pays
 from fqtsim.backends.chains import codes_and_unlimited, stepwise_codes, unlimited_result
-from fqtsim.backends.exact import operand_range, subset_limit, wrap_codes
+from fqtsim.backends.exact import operand_range, subset_limit, without_repeats, wrap_codes
 from fqtsim.backends.stepwise import (
     finish,
     finish_groups,
@@ -192,7 +192,13 @@ def open_rows_and_columns(a: Array, b: Array, start: Array | None, limit: int) -
     # The products of squared norms need more than 64 bits. Compare in float64, pessimistically: a factor of
     # 1 + 2**-40 on either side covers the few roundings of 2**-53 each.
     slack = 1 + 2.0**-40
-    starts = np.empty((0, 0), np.int64) if start is None else start
+    left, right = rows * slack, columns * slack
+    starts = np.zeros((1, 1), np.int64) if start is None else without_repeats(start)
     open_rows, open_columns = np.zeros(rows.size, np.bool_), np.zeros(columns.size, np.bool_)
-    kernels.open_outputs(rows * slack, columns * slack, starts, limit, open_rows, open_columns)
+    if starts.shape[0] == 1:
+        kernels.open_by_norms(left, right, starts, limit, open_rows, open_columns)
+    elif starts.shape[1] == 1:
+        kernels.open_by_norms(right, left, starts.T, limit, open_columns, open_rows)
+    else:
+        kernels.open_outputs(left, right, starts, limit, open_rows, open_columns)
     return Block(open_rows, open_columns)

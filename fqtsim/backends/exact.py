@@ -126,15 +126,12 @@ class TileJob:
         block = padded[: self.size[0], : self.size[1]]
         block = block.T if self.swapped else block
         codes: Array = np.empty(block.shape, dtype)
-        offset, shift = lane.offset, lane.shift
-        if not self.swapped and padded.dtype != np.float32 and codes.dtype == np.int32:
-            threads.run(
-                lambda first, last: kernels.int_rows_to_codes(padded, offset, shift, codes, first, last),
-                threads.parts(*block.shape),
-            )
-            return codes
+        if padded.dtype == np.float32 or codes.dtype != np.int32:
+            write, source = kernels.lanes_to_codes, block
+        else:
+            write, source = kernels.int_columns_to_codes if self.swapped else kernels.int_rows_to_codes, padded
         threads.run(
-            lambda first, last: kernels.lanes_to_codes(block, offset, shift, codes, first, last),
+            lambda first, last: write(source, lane.offset, lane.shift, codes, first, last),
             threads.parts(*block.shape),
         )
         return codes

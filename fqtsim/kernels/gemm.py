@@ -201,6 +201,28 @@ def int_rows_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int,
 
 
 @kernel
+def int_columns_to_codes(acc: Any, offset: int, shift: int, codes: Any, first: int, last: int) -> None:
+    """Write what `lanes_to_codes` does from columns first..last of integer lanes to rows of int32 codes (N, R)."""
+    by, less = np.int32(shift), np.int32(offset)
+    rows = codes.shape[1]
+    by_blocks = rows >= EDGE and last - first >= EDGE
+    place, to, step, to_step = acc.ctypes.data, codes.ctypes.data, acc.strides[0], codes.strides[0]
+    for block in range(first, last, EDGE):
+        end = min(block + EDGE, last)
+        start = end - EDGE if by_blocks else block  # the last block of either side overlaps, and is written again
+        for i in range(0, rows if by_blocks else 0, EDGE):
+            r = min(i, rows - EDGE)
+            at, target = place + r * step + start * acc.itemsize, to + start * to_step + r * codes.itemsize
+            transpose_block(at, step, CACHE_LINE, target, to_step, acc[0, 0], codes[0, 0])
+        for j in range(start, end):
+            row = codes[j]
+            for i in range(rows if not by_blocks else 0):
+                row[i] = acc[i, j]
+            for i in range(rows if shift or offset else 0):
+                row[i] = np.int32(floor_shift(row[i], by) - less)
+
+
+@kernel
 def add_block(total: Any, block: Any) -> None:
     """Add a block of integers, held in lanes of any type, to integer totals, and clear the block."""
     for i in range(total.shape[0]):
@@ -248,6 +270,27 @@ def open_outputs(rows: Any, columns: Any, start: Any, limit: int, open_rows: Any
             if room < 0 or rows[i] * columns[j] > room * room:
                 open_rows[i] = True
                 open_columns[j] = True
+
+
+@kernel
+def open_by_norms(rows: Any, columns: Any, start: Any, limit: int, open_rows: Any, open_columns: Any) -> None:
+    """Do what `open_outputs` does for start values (1, N), or (1, 1): the larger a row's norm, the more is open."""
+    room = np.empty(columns.size)
+    most: Any = rows.max()
+    for j in range(columns.size):
+        room[j] = np.float64(limit - abs(start[0, min(j, start.shape[1] - 1)]))
+        open_columns[j] = room[j] < 0 or most * columns[j] > room[j] * room[j]
+    proven, opened = -1.0, np.inf  # the largest norm of which no output is open, the smallest of which one is
+    for i in range(rows.size):
+        if proven < rows[i] < opened:
+            is_open = False
+            for j in range(columns.size):
+                is_open |= room[j] < 0 or rows[i] * columns[j] > room[j] * room[j]
+            if is_open:
+                opened = rows[i]
+            else:
+                proven = rows[i]
+        open_rows[i] = rows[i] >= opened
 
 
 @kernel
