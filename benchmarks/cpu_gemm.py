@@ -203,8 +203,8 @@ def _exact_cases(shape: Shape) -> Iterator[tuple[str, Callable[[], Any]]]:
     rng = np.random.default_rng(1)
     a, b = (rng.integers(-128, 128, size).astype(np.int8) for size in ((shape.m, shape.k), (shape.k, shape.n)))
     small_a, small_b = ((codes // 8).astype(np.int8) for codes in (a, b))
-    yield "int32 wraps", lambda: fqtsim.gemm(a, b, "int8_acc32_wrap", gemm="dgrad")
-    wide, narrow = saturating(32), saturating(24)
+    wide, narrow, wraps = saturating(32), saturating(24), load_hardware("int8_acc32_wrap")
+    yield "int32 wraps", lambda: fqtsim.gemm(a, b, wraps, gemm="dgrad")
     yield "int32 saturates, out of range for any operands", lambda: fqtsim.gemm(a, b, wide)
     yield "int24 saturates, norms prove it", lambda: fqtsim.gemm(small_a, small_b, narrow)
 

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpu_cores import wait_apart
+
 MET, MISSED = "met", "missed"
 RECORDED, NOT_RUN, FAILED = "recorded", "not run", "FAILED"
 #: Verdicts that `--resume` runs again.
@@ -21,6 +23,8 @@ UNFINISHED = (NOT_RUN, FAILED)
 
 SAMPLE = 2e-3
 """Seconds that one sample lasts at least: shorter calls are repeated inside it."""
+UNTIMED = 5e-2
+"""Seconds up to which a call precedes each sample untimed: another contestant has left its data in the caches."""
 SETTLE = 2e-2
 """Seconds between the samples of two contestants on several threads: OpenMP's workers go on spinning after a call.
 
@@ -134,7 +138,7 @@ def interleaved(
     """Time some functions side by side: one sample of each in turn, in alternating order, after a call to warm up.
 
     At least ROUNDS rounds, then as many as `budget` seconds allow; fewer where they would pass `most` seconds, one
-    where that alone does. Calls shorter than SAMPLE are repeated, after one that is not timed.
+    where that alone does. Calls shorter than SAMPLE are repeated; those shorter than UNTIMED follow one not timed.
     """
     names = tuple(calls)
     for call in calls.values():
@@ -152,7 +156,8 @@ def interleaved(
             call = calls[names[i]]
             if threads > 1:
                 time.sleep(SETTLE)
-            if repeats[i] > 1:
+                wait_apart(threads)
+            if first[i] < UNTIMED:
                 call()
             one[i] = _once(call, repeats[i])
         rounds.append(tuple(one))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -357,7 +356,7 @@ def test_the_number_of_threads_changes_nothing(levels: str, monkeypatch: pytest.
 
     monkeypatch.setattr(threads, "run", counted)
     results = []
-    with ThreadPoolExecutor(4) as pool:
+    with threads.Pool(4) as pool:
         monkeypatch.setattr(threads, "_pool", lambda process: pool)
         for number in (1, 2, 3):
             monkeypatch.setattr(threads.numba, "get_num_threads", lambda number=number: number)
@@ -365,6 +364,20 @@ def test_the_number_of_threads_changes_nothing(levels: str, monkeypatch: pytest.
             results += [summary(get_backend(name).gemm(a, b, path)) for name in ("stepwise", "emulator")]
             assert max(split) == number
     assert all(result == results[0] for result in results)
+
+
+def test_threads_stay_away_from_their_callers_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    if threads._current_cpu is None or not 1 < cpus <= threads.FEW_CPUS:
+        pytest.skip("needs Linux and two to eight CPUs")
+    allowed = os.sched_getaffinity(0)
+    with threads.Pool(2) as pool:
+        pool.submit(int).result()
+        for cpu in sorted(allowed):
+            monkeypatch.setattr(threads, "_current_cpu", lambda cpu=cpu: cpu)
+            pool.keep_apart()
+            assert pool.submit(os.sched_getaffinity, 0).result() == allowed - {cpu}
+    assert os.sched_getaffinity(0) == allowed
 
 
 # --- the self-test of the INT8 product -------------------------------------------------------------------------------

@@ -187,8 +187,9 @@ def test_rounds_are_interleaved_and_paired(module: Any) -> None:
     assert timings.names == ("a", "b")
     assert len(timings.rounds) == 5
     assert all(seconds >= 0.003 for one in timings.rounds for seconds in one)
-    # A call of each to warm up, one to count the repeats, then five rounds that begin with the other in turn.
-    assert "".join(order) == "ab" + "ab" + "ab" + "ba" + "ab" + "ba" + "ab"
+    # A call of each to warm up, one to count the repeats, then five rounds that begin with the other in turn, one call
+    # of each untimed and one timed.
+    assert "".join(order) == "ab" + "ab" + "aabb" + "bbaa" + "aabb" + "bbaa" + "aabb"
     order.clear()
     assert len(module("cpu_report").interleaved({"a": contestant("a")}, 1, 10.0, most=0.001).rounds) == 1
     assert order == ["a", "a"]  # the one after the warm-up passes the most: it is the only sample

@@ -125,10 +125,9 @@ def examined(a: Array, b: Array, lowered: Lowered, start: Array | None) -> tuple
 
     Where a register can change anything, the ranges in `lowered` are those of these very operands.
     """
-    if lowered.never_overflows or lowered.order_free_wrap:
-        return block_of(a, b, False), None
-    limit, worth_it = subset_limit(lowered), pays(a, b)
-    if bounded_by_columns(a, b, lowered, start, limit):
+    certain, worth_it = lowered.never_overflows or lowered.order_free_wrap, pays(a, b)
+    limit = 0 if certain else subset_limit(lowered)
+    if certain or bounded_by_columns(a, b, lowered, start, limit):
         fits = worth_it and lowered.unlimited.fits_signed(32)
         product = byte_product(a, b, lowered.operands) if fits else None
         return block_of(a, b, False), product and product._replace(fits=True)

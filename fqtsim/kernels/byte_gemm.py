@@ -251,24 +251,50 @@ def _advance(
     return looks
 
 
-@inner
-def _finish_rows(acc: Any, corrections: Any, side: Any, first: int, rows: int, count: int, ends: Any) -> None:
-    """Correct rows of acc from `first` on, and widen ends, int32, to their first `count` lanes."""
-    last = corrections.shape[0] - 1
-    for r in range(first, first + rows):
-        more = corrections[last, r]
-        for j in range(WIDTH):
-            acc[r, j] = np.int32(np.int32(acc[r, j] + more) + side[0, j])
-    least, most = ends[0], ends[1]
-    for r in range(first, first + rows):
-        for j in range(count):
-            least, most = min(least, acc[r, j]), max(most, acc[r, j])
-    ends[0], ends[1] = least, most
+def _finished(_context: Any, acc: Any, rows: Any, more: Any, side: Any, ends: Any, out: Any, out_stride: Any) -> Any:
+    """Write rows of a panel's sums, corrected, to out, and widen ends; all addresses of int32.
+
+    acc (rows, WIDTH), more (rows,), side (WIDTH,), ends (2, WIDTH): the smallest and largest sum of each lane. Rows of
+    out are out_stride bytes apart; it may be acc.
+    """
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        emitter = Emitter(builder, _INT32, Tile(1, TILE.vectors), False, "")
+        source, n_rows, row_side, lane_side, extremes, target, step = args
+        along = [VECTOR * v for v in range(TILE.vectors)]
+        sides = [emitter.load(emitter.constant_offset(lane_side, at)) for at in along]
+        places = [emitter.constant_offset(extremes, at + STRIDE * i) for i in range(2) for at in along]
+
+        def row(r: Any, values: list[Any], _n: Any) -> list[Any]:
+            pointer = builder.inttoptr(emitter.offset(row_side, r, QUAD), _INT32.as_pointer())
+            added = emitter.splat(builder.load(pointer))
+            sums = []
+            for v, at in enumerate(along):
+                value = emitter.load(emitter.constant_offset(emitter.offset(source, r, STRIDE), at))
+                sums.append(builder.add(value, builder.add(added, sides[v])))
+                place = emitter.constant_offset(emitter.offset(target, r, 0, by=step), at)
+                builder.store(sums[v], emitter.pointer(place), align=4)
+            lows, highs = values[: TILE.vectors], values[TILE.vectors :]
+            return [
+                builder.select(builder.icmp_signed(sign, x, old), x, old)
+                for sign, olds in (("<", lows), (">", highs))
+                for x, old in zip(sums, olds, strict=True)
+            ]
+
+        last = emitter.loop(n_rows, [emitter.load(place) for place in places], row, ir.Constant(INT64, 1))
+        for place, value in zip(places, last, strict=True):
+            builder.store(value, emitter.pointer(place), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), codegen
+
+
+_finish: Any = intrinsic(_finished)
 
 
 @inner
 def _write_block(acc: Any, out: Any, lanes_first: bool, row: int, rows: int, lane: int, count: int) -> None:
-    """Write rows from `row` on, and lanes from `lane` on, of out (rows, lanes), or (lanes, rows) if lanes_first."""
+    """Write some of a panel's sums, rows from `row` on, to out (rows, lanes), or (lanes, rows) if lanes_first."""
     source, place, step, to_step = acc.ctypes.data + row * STRIDE, out.ctypes.data, STRIDE, out.strides[0]
     if lanes_first and count == WIDTH and rows == EDGE:
         for j in range(0, WIDTH, EDGE):
@@ -287,10 +313,30 @@ def _write_block(acc: Any, out: Any, lanes_first: bool, row: int, rows: int, lan
 
 
 @inner
-def _start_panel(panel: Any, acc: Any, reached: Any, go_on: Any, looks: bool) -> None:
+def _write_rows(
+    acc: Any, corrections: Any, panel: Any, extremes: Any, out: Any, lanes_first: bool, group: int, rows: int,
+    lane: int, count: int,
+) -> None:  # fmt: skip
+    """Correct rows of a group, widen the extremes of their lanes, and write them to out."""
+    row, last = group * EDGE, corrections.shape[0] - 1
+    source, more = acc.ctypes.data + row * STRIDE, corrections.ctypes.data
+    more += QUAD * (last * corrections.shape[1] + row)
+    direct = count == WIDTH and not lanes_first
+    target, step = (
+        (out.ctypes.data + row * out.strides[0] + lane * QUAD, out.strides[0]) if direct else (source, STRIDE)
+    )
+    _finish(source, rows, more, panel.side.ctypes.data, extremes.ctypes.data, target, step)
+    if not direct:
+        _write_block(acc, out, lanes_first, row, rows, lane, count)
+
+
+@inner
+def _start_panel(panel: Any, acc: Any, reached: Any, go_on: Any, extremes: Any, looks: bool) -> None:
     """Put sums and what is known of them to 0."""
     acc.fill(0)
     reached.fill(0)
+    extremes[0].fill(2147483647)
+    extremes[1].fill(-2147483648)
     go_on.fill(looks)
     panel.side.fill(0)
     panel.totals.fill(0)
@@ -317,12 +363,11 @@ def multiply(
         np.zeros(2, np.int32), np.zeros(WIDTH, np.bool_), np.zeros(1, np.int64),
     )  # fmt: skip
     acc, reached, go_on = np.empty((groups * EDGE, WIDTH), np.int32), np.zeros(tiles), np.zeros(tiles, np.bool_)
-    ends, bound = np.array([2147483647, -2147483648], np.int32), 0.0
-    acc_at, panel_at = acc.ctypes.data, panel.words.ctypes.data
-    words_at, zero_at = words.ctypes.data, panel.distance.ctypes.data
+    extremes, least, most, bound = np.empty((2, WIDTH), np.int32), 2147483647, -2147483648, 0.0
+    acc_at, panel_at, words_at = acc.ctypes.data, panel.words.ctypes.data, words.ctypes.data
     for p in range(first, last):
         lane, count = p * WIDTH, min(WIDTH, size - p * WIDTH)
-        _start_panel(panel, acc, reached, go_on, looks)
+        _start_panel(panel, acc, reached, go_on, extremes, looks)
         for begin in range(0, k, CHUNK):
             end = min(begin + CHUNK, k)
             pack_words(place, step, size, along, offset, panel.words, lane, begin, end, each, code)
@@ -342,8 +387,8 @@ def multiply(
                 row = t * TILE.rows
                 word = ((row // EDGE) * words.shape[1] + begin // QUAD) * EDGE + row % EDGE
                 _sums(
-                    acc_at + row * STRIDE, STRIDE, panel_at, zero_at, 1, STRIDE, words_at + word * QUAD, EDGE * QUAD,
-                    QUAD, (end - begin + QUAD - 1) // QUAD,
+                    acc_at + row * STRIDE, STRIDE, panel_at, panel.distance.ctypes.data, 1, STRIDE,
+                    words_at + word * QUAD, EDGE * QUAD, QUAD, (end - begin + QUAD - 1) // QUAD,
                 )  # fmt: skip
             for j in range(WIDTH):  # a copy of a slice would take 2 s to compile, for the text of an error
                 panel.side[0, j] = panel.side[here, j]
@@ -352,7 +397,9 @@ def multiply(
             if reached[t] * SUM_ROUND_UP > limits[2]:
                 _open_tile(found, t, p)
         for g in range(groups):
-            here = min(EDGE, n_rows - g * EDGE)
-            _finish_rows(acc, corrections, panel.side, g * EDGE, here, count, ends)
-            _write_block(acc, out, lanes_first, g * EDGE, here, lane, count)
-    summary[0], summary[1], summary[2] = ends[0], ends[1], bound
+            _write_rows(
+                acc, corrections, panel, extremes, out, lanes_first, g, min(EDGE, n_rows - g * EDGE), lane, count
+            )
+        for j in range(count):
+            least, most = min(least, extremes[0, j]), max(most, extremes[1, j])
+    summary[0], summary[1], summary[2] = least, most, bound
