@@ -60,6 +60,22 @@ def test_any_layout_and_integer_type(layout: str, backend: str) -> None:
         assert np.array_equal(fqtsim.gemm(left, right, described, backend=backend).codes, expected)
 
 
+@pytest.mark.parametrize("levels", ["int14 wrap", "int16 saturate", "int26 saturate", "terms 4 exact, int18 saturate",
+                                    "drop 2 ties_to_even int20 saturate"])  # fmt: skip
+def test_large_operands_by_columns_are_those_by_rows(levels: str) -> None:
+    random = np.random.RandomState(1)
+    for (m, k, n), dtype in ((((170, 170, 150)), np.int8), ((10, 90, 5000), np.int16), ((3000, 40, 40), np.int64)):
+        described = hardware(*chain(levels), a="int9", b="int9")
+        a, b = random.randint(-100, 128, (m, k)).astype(dtype), random.randint(-128, 100, (k, n)).astype(dtype)
+        expected = fqtsim.gemm(a, b, described, backend="stepwise")
+        for left in (a, np.asfortranarray(a)):
+            for right in (b, np.asfortranarray(b)):
+                for backend in ("stepwise", "emulator"):
+                    found = fqtsim.gemm(left, right, described, backend=backend)
+                    assert np.array_equal(found.codes, expected.codes)
+                    assert found.events == expected.events
+
+
 def test_torch_tensors_come_back_as_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
     a, b = torch.tensor(A), torch.tensor(B)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fqtsim.backends.exact import operand_range
 from fqtsim.errors import InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.words import IntFormat
@@ -27,7 +28,7 @@ def to_numpy(array: Any, name: str) -> Array:
     result = np.asarray(array)
     if result.dtype.kind not in "iu":
         raise InputError(f"{name}: dtype {result.dtype} holds no codes; pass integers")
-    return result
+    return result.astype(result.dtype.newbyteorder("="), copy=False)
 
 
 def like(codes: Array, model: Any) -> Any:
@@ -40,18 +41,21 @@ def like(codes: Array, model: Any) -> Any:
 
 
 def checked_codes(codes: Array, form: IntFormat, name: str) -> Array:
-    """Return codes in the format's storage type. Raises InputError naming the first code outside the format."""
+    """Return codes in the format's storage type, rows or columns contiguous; the codes themselves where they are so.
+
+    Raises InputError naming the first code outside the format.
+    """
     ends = np.iinfo(codes.dtype) if codes.dtype.kind in "iu" else None
-    if codes.size and (ends is None or ends.min < form.minimum or ends.max > form.maximum):
-        low, high = int(codes.min()), int(codes.max())
-        if low < form.minimum or high > form.maximum:
-            outside = np.argwhere((codes < form.minimum) | (codes > form.maximum))[0]
-            place = ", ".join(str(int(index)) for index in outside)
-            raise InputError(
-                f"{name}[{place}] = {int(codes[tuple(outside)])}: must be a code of {form}, "
-                f"{form.minimum}..{form.maximum}; quantize to {form} first"
-            )
-    return np.ascontiguousarray(codes, dtype=form.storage)
+    certain = ends is not None and ends.min >= form.minimum and ends.max <= form.maximum
+    if codes.size and not certain and not operand_range(codes).within(form.minimum, form.maximum):
+        outside = np.argwhere((codes < form.minimum) | (codes > form.maximum))[0]
+        place = ", ".join(str(int(index)) for index in outside)
+        raise InputError(
+            f"{name}[{place}] = {int(codes[tuple(outside)])}: must be a code of {form}, "
+            f"{form.minimum}..{form.maximum}; quantize to {form} first"
+        )
+    stored: Array = codes.astype(form.storage, order="K", copy=False)
+    return stored if stored.flags.f_contiguous else np.ascontiguousarray(stored)
 
 
 def checked_operands(a: Any, b: Any, datapath: Datapath) -> tuple[Array, Array]:
