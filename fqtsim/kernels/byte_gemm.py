@@ -209,10 +209,15 @@ def _open_outputs(acc: Any, rows: Any, panel: Any, t: int, p: int, c: int, s: in
             near[j] |= passes
             any_near = any_near | passes
         found.rows[r, p] |= any_near
-    count = 0
+        count = np.int32(0)
+        for j in range(WIDTH if any_near else 0):
+            count += np.int32(near[j])
+        if 2 * count > WIDTH:  # the tile is given up: no need to look further
+            return count
+    count = np.int32(0)
     for j in range(WIDTH):
         found.lanes[t, p * WIDTH + j] |= near[j]
-        count += found.lanes[t, p * WIDTH + j]
+        count += np.int32(found.lanes[t, p * WIDTH + j])
     return count
 
 
