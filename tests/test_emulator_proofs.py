@@ -14,8 +14,8 @@ from mac import chain, datapath
 from fqtsim.backends import emulator, get_backend
 from fqtsim.backends.exact import subset_limit
 from fqtsim.backends.stepwise import prepare, prepare_for_formats, start_values
+from fqtsim.kernels import ends
 from fqtsim.kernels import gemm as kernels
-from fqtsim.kernels.ends import extremes
 
 BACKENDS = ("reference", "stepwise", "emulator")
 
@@ -83,12 +83,22 @@ def test_start_values_that_repeat(shape: tuple[int, int], register: str) -> None
                 assert summary(get_backend(name).gemm(a, b, path, repeated)) == expected, (name, size)
 
 
-@pytest.mark.parametrize("kind", [np.int32, np.int64])
-def test_extremes(kind: Any) -> None:
-    ends = np.iinfo(kind)
-    codes = np.array([[5, ends.max, -3], [ends.min, 0, 1]], kind)
-    assert extremes(codes) == (ends.min, ends.max)
-    assert extremes(codes[:1, 2:]) == (-3, -3)
+@pytest.mark.parametrize("few", [0, 1 << 16])
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+def test_extremes(kind: Any, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel, whatever stands where in blocks of 256 bytes and behind them, and by NumPy."""
+    monkeypatch.setattr(ends, "FEW", few)
+    form, random = np.iinfo(kind), np.random.default_rng(2)
+    codes = np.array([[5, form.max, 3], [form.min, 0, 1]], kind)
+    assert ends.extremes(codes) == (form.min, form.max)
+    assert ends.extremes(codes[:1, 2:]) == (3, 3)
+    for size in (1, 31, 32, 33, 255, 256, 257, 700, 1024):
+        middle = random.integers(form.max // 4, form.max // 2, size, kind)
+        assert ends.extremes(middle) == (int(middle.min()), int(middle.max()))
+        for low, high in random.integers(0, size, (20, 2)):
+            codes = middle.copy()
+            codes[low], codes[high] = form.min, form.max
+            assert ends.extremes(codes) == (int(codes.min()), form.max)
 
 
 @given(st.data(), st.integers(1, 9), st.integers(1, 9), st.sampled_from([(1, 1), (1, 0)]))

@@ -14,6 +14,7 @@ from mac import chain, datapath
 from fqtsim.backends import exact, get_backend, plans, stepwise
 from fqtsim.backends.exact import exact_product
 from fqtsim.hw.lower import Range
+from fqtsim.kernels import ends as ends_kernels
 from fqtsim.kernels import gemm as kernels
 from fqtsim.kernels import threads
 from fqtsim.kernels import tile as tiles
@@ -157,6 +158,7 @@ def test_packing_transposes(code: type, lane: type, shape: tuple[int, int]) -> N
 def test_the_range_of_codes_in_blocks_and_threads(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "SMALLEST_PART", 4)
     monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(ends_kernels, "FEW", 0)
     for place in range(60):
         codes = np.zeros((6, 10), np.int16)
         codes.flat[place], codes.flat[(place + 29) % 60] = -300, 7

@@ -18,8 +18,8 @@ _BYTES, _AT_ONCE = 64, 4
 _BLOCK = _BYTES * _AT_ONCE
 
 
-def _vector_ends(_context: Any, place: Any, blocks: Any, out: Any, code: Any) -> Any:
-    """Write the smallest and the largest of each lane, over blocks of vectors at an address, to out (2, lanes).
+def _vector_ends(_context: Any, place: Any, blocks: Any, code: Any) -> Any:
+    """Return the smallest and the largest of at least one block of vectors at an address.
 
     LLVM IR: Numba compares integers of less than 32 bits one by one. code is any number of their type.
     """
@@ -41,14 +41,18 @@ def _vector_ends(_context: Any, place: Any, blocks: Any, out: Any, code: Any) ->
 
         first = builder.load(at(args[0], 0), align=1)
         last = emit_loop(builder, args[1], [first] * (2 * _AT_ONCE), block, ir.Constant(INT64, 1))
+        both = []
         for i, word in enumerate("<>"):
             result = last[i]
             for other in last[i + 2 :: 2]:
                 result = nearer(word, result, other)
-            builder.store(result, at(args[2], _BYTES * i), align=1)
-        return context.get_dummy_value()
+            name = f"llvm.vector.reduce.{sign[0]}{('min', 'max')[i]}.v{kind.count}i{kind.element.width}"
+            whole = builder.module.declare_intrinsic(name, (), ir.FunctionType(kind.element, [kind]))
+            both.append(builder.call(whole, [result]))
+        return context.make_tuple(builder, pair, both)
 
-    return types.void(types.int64, types.int64, types.int64, code), codegen
+    pair: Any = types.UniTuple(code, 2)  # type: ignore[no-untyped-call]
+    return pair(types.int64, types.int64, code), codegen
 
 
 _in_vectors: Any = intrinsic(_vector_ends)
@@ -60,18 +64,21 @@ def ends(codes: Any) -> Any:
     low, high = codes[0], codes[0]
     blocks = codes.size * codes.itemsize // _BLOCK
     if blocks:
-        found = np.empty((2, _BYTES // codes.itemsize), codes.dtype)
-        _in_vectors(codes.ctypes.data, blocks, found.ctypes.data, low)
-        for i in range(found.shape[1]):
-            low, high = min(low, found[0, i]), max(high, found[1, i])
+        low, high = _in_vectors(codes.ctypes.data, blocks, low)
     for i in range(blocks * _BLOCK // codes.itemsize, codes.size):
         low, high = min(low, codes[i]), max(high, codes[i])
     return low, high
 
 
+FEW = 1 << 16
+"""Codes up to which NumPy finds them as fast, without a kernel that a first GEMM would wait for."""
+
+
 def extremes(codes: Any) -> tuple[int, int]:
     """Return the smallest and largest of contiguous integers, at least one."""
     flat = codes.ravel()
+    if flat.size <= FEW:
+        return int(flat.min()), int(flat.max())
     found = run(lambda first, last: ends(flat[first:last]), parts(flat.size))
     return min(int(low) for low, _ in found), max(int(high) for _, high in found)
 

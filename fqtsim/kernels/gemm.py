@@ -275,17 +275,20 @@ def open_outputs(rows: Any, columns: Any, start: Any, limit: int, open_rows: Any
 @kernel
 def open_by_norms(rows: Any, columns: Any, start: Any, limit: int, open_rows: Any, open_columns: Any) -> None:
     """Do what `open_outputs` does for start values (1, N), or (1, 1): the larger a row's norm, the more is open."""
-    room = np.empty(columns.size)
-    most: Any = rows.max()
+    most: Any = rows[0]
+    for i in range(rows.size):
+        most = max(most, rows[i])
+    last = start.shape[1] - 1
     for j in range(columns.size):
-        room[j] = np.float64(limit - abs(start[0, min(j, start.shape[1] - 1)]))
-        open_columns[j] = room[j] < 0 or most * columns[j] > room[j] * room[j]
+        room = np.float64(limit - abs(start[0, min(j, last)]))
+        open_columns[j] = room < 0 or most * columns[j] > room * room
     proven, opened = -1.0, np.inf  # the largest norm of which no output is open, the smallest of which one is
     for i in range(rows.size):
         if proven < rows[i] < opened:
-            is_open = False
+            is_open: Any = False
             for j in range(columns.size):
-                is_open |= room[j] < 0 or rows[i] * columns[j] > room[j] * room[j]
+                room = np.float64(limit - abs(start[0, min(j, last)]))
+                is_open |= room < 0 or rows[i] * columns[j] > room * room
             if is_open:
                 opened = rows[i]
             else:
