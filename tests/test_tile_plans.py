@@ -111,8 +111,11 @@ def test_words_hold_a_product_scaled_by_up_to_the_room_of_both_codes() -> None:
         assert (plan is not None) == (width >= least[forms])
         if plan is not None:
             lane = plan.lane
-            assert lane.a_shift + lane.b_shift + lane.doubled == lane.shift == 32 - width
-            for codes, shift in ((a, lane.a_shift), (b, lane.b_shift)):
+            assert lane.in_words + lane.doubled == lane.shift == 32 - width
+            a_shift, b_shift = lane.shifts(False)
+            assert a_shift + b_shift == lane.in_words
+            assert sum(lane.shifts(True)) == lane.in_words
+            for codes, shift in ((a, a_shift), (b, b_shift), (b, lane.shifts(True)[0]), (a, lane.shifts(True)[1])):
                 scaled = codes.astype(np.int64) << shift
                 assert np.array_equal(scaled.astype(np.int16), scaled)
 

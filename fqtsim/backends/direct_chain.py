@@ -207,7 +207,9 @@ def gradient(job: Gradient, datapath: Datapath) -> tuple[GemmResult, Array, Arra
     if lowered.unlimited.fits_signed(32):
         unlimited = unlimited.astype(np.int32)
     result = finish(codes, unlimited, lowered, code_dtype(datapath))
-    return result, np.zeros(len(codes), np.int64), job.dh.sum(axis=(0, 2, 3), dtype=np.int64)
+    dh, sums = _short(job.dh), np.empty(outputs, np.int64)
+    threads.run(lambda first, last: kernels.channel_sums(dh, sums, first, last), threads.parts(outputs, dh[:, 0].size))
+    return result, np.zeros(len(codes), np.int64), sums
 
 
 def _correlate(job: Gradient, plan: Plan, most: int) -> tuple[Array, Array]:

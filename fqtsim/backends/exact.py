@@ -56,11 +56,17 @@ class Lane(NamedTuple):
 
     offset: int = 0
     shift: int = 0
-    #: How far the codes of a and b are shifted in their words of two int16.
-    a_shift: int = 0
-    b_shift: int = 0
-    #: Whether a word of the left operand has its code twice, which doubles the product once more.
+    #: How far codes are shifted in their words of two int16, both operands together, and how far each may be.
+    in_words: int = 0
+    a_room: int = 0
+    b_room: int = 0
+    #: Whether words have their code twice, which doubles the product once more.
     doubled: bool = False
+
+    def shifts(self, swapped: bool) -> tuple[int, int]:
+        """Return how far the left and the right operand are shifted: the left one, packed once, as far as it goes."""
+        left = min(self.b_room if swapped else self.a_room, self.in_words)
+        return left, self.in_words - left
 
 
 PLAIN_LANE = Lane()
@@ -82,7 +88,7 @@ class TileJob:
             lambda first, last: kernels.pack_tiles(self.left, self.swapped, self.packed, first, last),
             threads.parts(tiles, a.shape[1] * rows),
         )
-        left_shift, self.right_shift = (lane.a_shift, lane.b_shift)[:: -1 if self.swapped else 1]
+        left_shift, self.right_shift = lane.shifts(self.swapped)
         driver.convert(self.packed, left_shift, lane.doubled)
         self.acc = np.full((tiles * rows, self.panels * width), lane.offset << lane.shift, driver.dtype)
         if c is not None:
@@ -106,7 +112,7 @@ class TileJob:
         def part(first: int, end: int) -> None:
             self.driver.run(
                 self.packed, self.right, along_columns, self.acc,
-                (k_first, k_end), group, lane(low), lane(high), (first, end), self.right_shift,
+                (k_first, k_end), group, lane(low), lane(high), (first, end), self.right_shift, self.lane.doubled,
             )  # fmt: skip
 
         work = self.packed.shape[0] * self.packed.shape[2] * self.driver.width * (k_end - k_first)

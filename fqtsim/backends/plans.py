@@ -70,8 +70,7 @@ def _dot_plan(lowered: Lowered) -> TilePlan | None:
     if last[MODE] == WRAP and not whole:
         return None
     doubled = shift > a_room + b_room
-    a_shift = min(a_room, shift - doubled)
-    lane = Lane(offset, shift, a_shift, shift - doubled - a_shift, doubled)
+    lane = Lane(offset, shift, shift - doubled, a_room, b_room, doubled)
     above = kernels.DOT_SATURATE if whole else kernels.DOT_SATURATE_ABOVE
     return TilePlan(kernels.DOT_WRAP if last[MODE] == WRAP else above, 1, bottom << shift, 0, lane)
 

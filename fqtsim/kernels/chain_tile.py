@@ -323,9 +323,7 @@ def chain_driver(kind: Kind) -> Driver:
         for p in range(panels[0], panels[1]):
             for k in range(0, n_words, chunk):
                 end = min(k + chunk, n_words)
-                pack(right, along_columns, panel, p * width, k, end)
-                if is_single:
-                    codes_to_words(panel[: end - k], 0, True)
+                pack(right, along_columns, panel, p * width, k, end)  # the high half of a single code's word meets 0
                 for t in range(left.shape[0]):
                     place = t * rows * stride + p * width * acc.itemsize
                     kernel(

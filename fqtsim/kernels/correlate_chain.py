@@ -328,6 +328,24 @@ def gradient_words(dh: Any, width: int, words: Any, first: int, last: int) -> No
                     part[place >> 1] |= np.int32(np.int64(row[i] & 0xFFFF) << (16 * (place & 1)))
 
 
+@kernel
+def channel_sums(dh: Any, out: Any, first: int, last: int) -> None:
+    """Write to out (CO,) int64 what channels first..last of dh (N, CO, OH, OW) sum to."""
+    for o in range(first, last):
+        total = np.int64(0)
+        for n in range(dh.shape[0]):
+            total += _sum_of(dh[n, o].reshape(-1))
+        out[o] = total
+
+
+@inner
+def _sum_of(codes: Any) -> Any:
+    total = np.int64(0)
+    for i in range(codes.size):
+        total += codes[i]
+    return total
+
+
 class GradientWork(NamedTuple):
     """Working space and registers of a gradient walk, for some input channels; made by `gradient_work`."""
 

@@ -131,8 +131,12 @@ def _walk(name: str, shape: Tile, dtype: type, convert: Any = codes_stay) -> Dri
         high: Any,
         panels: Any,
         shift: int,
+        doubled: bool,
     ) -> None:
-        """Advance acc over k_range for some panels of the right operand. left is packed: (tiles, K, rows)."""
+        """Advance acc over k_range for some panels of the right operand. left is packed: (tiles, K, rows).
+
+        shift and doubled: of the right operand's codes in words, whose high half meets 0 unless they are doubled.
+        """
         chunk = group * max(1, CHUNK // group)
         panel = np.empty((min(chunk, k_range[1] - k_range[0]), width), acc.dtype)
         stride = acc.shape[1] * acc.itemsize
@@ -140,7 +144,8 @@ def _walk(name: str, shape: Tile, dtype: type, convert: Any = codes_stay) -> Dri
             for k in range(k_range[0], k_range[1], chunk):
                 end = min(k + chunk, k_range[1])
                 pack(right, along_columns, panel, p * width, k, end)
-                convert(panel[: end - k], shift, True)
+                if shift or doubled:
+                    convert(panel[: end - k], shift, doubled)
                 for t in range(left.shape[0]):
                     place = acc.ctypes.data + t * rows * stride + p * width * acc.itemsize
                     a_place = left[t, k:].ctypes.data
