@@ -108,7 +108,7 @@ def child(kind: str, size: int) -> dict[str, int]:
 
     make: Callable[[int], tuple[Callable[[], Any], int]]
     make = _convolution if kind == "conv" else lambda n: _product(kind, n)
-    make(2 if kind == "conv" else 64)[0]()  # compiles, and opens whatever is opened once
+    make(2 if kind == "conv" else 256)[0]()  # compiles what a large call needs, and opens whatever is opened once
     call, operands = make(size)
     grown, traced, result = peak(call)
     # A layer quantizes its input first: codes are operands too, one byte for each float32 that was given.
