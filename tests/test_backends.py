@@ -377,7 +377,21 @@ def test_threads_stay_away_from_their_callers_cpu(monkeypatch: pytest.MonkeyPatc
             monkeypatch.setattr(threads, "_current_cpu", lambda cpu=cpu: cpu)
             pool.keep_apart()
             assert pool.submit(os.sched_getaffinity, 0).result() == allowed - {cpu}
+        # A caller that is bound to one CPU leaves nothing to choose, and nothing is held to be arranged for it.
+        monkeypatch.setattr(os, "sched_getaffinity", lambda thread: {min(allowed)})
+        monkeypatch.setattr(threads, "_current_cpu", lambda: min(allowed))
+        pool.keep_apart()
+        assert pool.away_from == -1
+        monkeypatch.undo()
+        monkeypatch.setattr(threads, "_current_cpu", lambda: max(allowed))
+        monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+        pool.keep_apart()
+        assert pool.away_from == -1
     assert os.sched_getaffinity(0) == allowed
+
+
+def forbidden(*arguments: Any) -> None:
+    raise PermissionError("no")
 
 
 # --- the self-test of the INT8 product -------------------------------------------------------------------------------

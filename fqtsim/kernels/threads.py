@@ -43,11 +43,14 @@ class Pool(ThreadPoolExecutor):
     def __init__(self, most: int) -> None:
         super().__init__(most, thread_name_prefix="fqtsim", initializer=self._started)
         self.started: list[int] = []
+        self.placing = threading.Lock()
+        #: The CPU that no thread may run on; -1 where nothing is known.
         self.away_from = -1
 
     def _started(self) -> None:
-        self.started.append(threading.get_native_id())
-        self.away_from = -1  # it may stand anywhere yet
+        with self.placing:
+            self.started.append(threading.get_native_id())
+            self.away_from = -1  # it may stand anywhere yet
 
     def keep_apart(self) -> None:
         """Let no thread of the pool run on the CPU of the caller, which may have moved."""
@@ -56,12 +59,13 @@ class Pool(ThreadPoolExecutor):
         cpu = _current_cpu()
         if cpu == self.away_from:
             return
-        self.away_from = cpu
-        others = os.sched_getaffinity(0) - {cpu}
-        if 0 < len(others) < FEW_CPUS:
-            with suppress(OSError):  # a sandbox may forbid it; then they run where they are put
+        with self.placing, suppress(OSError):  # a sandbox may forbid it; then they run where they are put
+            self.away_from = -1
+            others = os.sched_getaffinity(0) - {cpu}
+            if 0 < len(others) < FEW_CPUS:
                 for thread in tuple(self.started):
                     os.sched_setaffinity(thread, others)
+                self.away_from = cpu
 
 
 @lru_cache(maxsize=1)
