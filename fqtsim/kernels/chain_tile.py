@@ -3,7 +3,7 @@
 One lane is one output, so that the order of additions is untouched. What the levels do decides which kernel is
 compiled; rails, shifts and counts are arguments, so chains of one form share it. Operands are words of two int16:
 
-- "single": one code and a zero;
+- "single": one code and a zero; what stands beside the code of b does not matter;
 - "pairs": two codes whose products meet in an exact sum;
 - "short": two codes whose products stay apart in int16, where they are rounded; level 0 takes one after the other;
 - "apart": two codes of b whose products level 0 takes one after the other, with U, which takes both at once.
