@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,22 @@ def test_mixing(data: st.DataObject, rows: int, columns: int) -> None:
 
     assert agree(lambda p: p.mix(x, s, groups))
     assert agree(lambda p: [p.unmix(x, s, groups)])
+
+
+@pytest.mark.parametrize("columns", [15, 16, 17, 1040, 1100])
+def test_groups_that_are_copied_first_and_those_that_are_not(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "SMALLEST_PART", 16)
+    monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 3)
+    x = fused_cpu_proof.numbers((200, columns), 5)
+    s = np.exp2(np.arange(200) % 7 - 3).astype(np.float32) * np.float32(1.3)
+    order = [int(row) for row in np.random.default_rng(3).permutation(200)]
+    groups = [order[i:j] for i, j in pairwise([0, 1, 3, 10, 18, 27, 60, 200])]
+    for call in (
+        lambda p: p.mix(x, s, groups),
+        lambda p: [p.unmix(x, s, groups)],
+        lambda p: [p.reflect(x, groups[2:])],
+    ):
+        assert bits(call(FUSED)) == bits(call(PLAIN))
 
 
 def test_large_groups_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

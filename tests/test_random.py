@@ -45,8 +45,9 @@ def test_known_answers_of_the_definition(
 def test_known_answers_of_the_kernel(
     counter: tuple[int, int, int, int], key: tuple[int, int], words: tuple[int, ...]
 ) -> None:
-    wide = tuple(np.uint64(c) for c in counter), tuple(np.uint64(k) for k in key)
-    assert tuple(int(w) for w in kernel.philox(*wide)) == words
+    found = np.empty(4, np.uint32)
+    kernel.fill_blocks(found, counter[0], counter[0] + 1, counter[1:], key)
+    assert tuple(found.tolist()) == words
 
 
 @given(st.integers(0, 2**64 - 1), WORD, WORD, st.integers(0, 40))
@@ -59,8 +60,15 @@ def test_kernel_equals_definition(seed: int, stream: int, step: int, count: int)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**32 - 5))
 def test_kernel_equals_definition_far_along_a_stream(seed: int, first: int) -> None:
     words = np.empty(20, np.uint32)
-    kernel.fill_blocks(words, first, first + 5, 1, 2, seed & 0xFFFFFFFF, seed >> 32)
+    kernel.fill_blocks(words, first, first + 5, (1, 2, 0), (seed & 0xFFFFFFFF, seed >> 32))
     assert words.tolist() == [ref.random_word(seed, 1, 2, 4 * first + i) for i in range(20)]
+
+
+@pytest.mark.parametrize("blocks", [1, kernel.AT_ONCE - 1, kernel.AT_ONCE, kernel.AT_ONCE + 1, 3 * kernel.AT_ONCE + 5])
+def test_every_counter_of_a_vector_and_nothing_behind_the_last(blocks: int) -> None:
+    words = np.full(4 * blocks + 4, 7, np.uint32)
+    kernel.fill_blocks(words[: 4 * blocks], 11, 11 + blocks, (1, 2, 0), (3, 4))
+    assert words.tolist() == [ref.random_word(3 + (4 << 32), 1, 2, 44 + i) for i in range(4 * blocks)] + [7] * 4
 
 
 def test_elements_take_consecutive_words_of_a_counter() -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES, Float32, Primitives
 from fqtsim.errors import BackendRefused
 
-_ROWS, _COLUMNS = 12, 70
-_GROUPS = [[3, 0, 7, 9, 1], [2], [5, 4], [11, 10, 8, 6]]
+_ROWS, _COLUMNS = 22, 70
+_GROUPS = [[3, 0, 7, 9, 1], [2], [5, 4], [11, 10, 8, 6], list(range(12, 22))]
 
 
 class Sequences(Primitives):

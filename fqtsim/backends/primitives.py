@@ -223,7 +223,7 @@ class Primitives(HostArrays):
         """
         if type(self) is not Primitives:
             return self.composed_reflect(x, groups)
-        return self._mixed(x, groups).rows
+        return self._mixed(x, groups, np.ones(len(x), np.float32), True).rows
 
     def mix(self, x: Float32, s: Float32, groups: list[list[int]]) -> tuple[Float32, Float32, Float32]:
         """Return Q (s x) for x (N, D) and s (N,), and minimum and maximum of each of its rows.
@@ -233,7 +233,7 @@ class Primitives(HostArrays):
         if type(self) is not Primitives:
             rows = self.reflect(self.multiply(x, s[:, None]), groups)
             return rows, *self.extremes(rows)
-        mixed = self._mixed(x, groups, as_float32(s), None, True)
+        mixed = self._mixed(x, groups, as_float32(s), False)
         least, greatest = from_keys(mixed.ends)
         if not (np.isfinite(least).all() and np.isfinite(greatest).all()):
             least, greatest = self.extremes(mixed.rows)  # which says where
@@ -243,13 +243,10 @@ class Primitives(HostArrays):
         """Return (Q y) / s for y (N, D) and s (N,)."""
         if type(self) is not Primitives:
             return self.divide(self.reflect(y, groups), s[:, None])
-        return self._mixed(y, groups, None, as_float32(s)).rows
+        return self._mixed(y, groups, as_float32(s), True).rows
 
-    def _mixed(
-        self, x: Float32, groups: list[list[int]], factors: Float32 | None = None, divisors: Float32 | None = None,
-        with_ends: bool = False,
-    ) -> _householder.Mixed:  # fmt: skip
-        mixed = _householder.mix(as_float32(x), groups, factors, divisors, with_ends)
+    def _mixed(self, x: Float32, groups: list[list[int]], sides: Float32, divides: bool) -> _householder.Mixed:
+        mixed = _householder.mix(as_float32(x), groups, sides, divides)
         if not mixed.finite:
             raise TrainingStopped(
                 "reflect: a row holds NaN or infinity, or a sum is beyond float32; the step cannot go on"

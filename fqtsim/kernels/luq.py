@@ -31,7 +31,7 @@ def _log_codes(x: Any, step: Any, top: Any, draw: Any, first: Any, last: Any, co
     clamps = np.int64(0)
     for start in range(first, last, BLOCK):
         stop = min(last, start + BLOCK)
-        fill_blocks(words, start // 4, (stop + 3) // 4, stream, index, key0, key1)
+        fill_blocks(words, start // 4, (stop + 3) // 4, (stream, index, 0), (key0, key1))
         for i in range(start, stop):
             y = np.float32(x[i] / step)
             size = np.float64(abs(y))

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from fqtsim.kernels.exact_sum import exponent, largest, magnitude, power, scaled_sum, shift_of, term, value
+from fqtsim.kernels.ends import key
+from fqtsim.kernels.exact_sum import ROUNDER, exponent, magnitude, power, shift_of, value
 from fqtsim.kernels.jit import inner, kernel
+from fqtsim.kernels.norm_tile import centre, pair_tops, pair_totals, square_total, value_ends, value_total
 from fqtsim.kernels.threads import parts, run
+from fqtsim.kernels.vectors import LANES
 
 Array = np.ndarray[Any, Any]
 
@@ -23,41 +26,47 @@ def _size(x: Any) -> Any:
 
 
 @inner
-def _largest_square(x: Any, mean: Any) -> Any:
-    top = np.int32(0)
-    for i in range(x.size):
-        d = x[i] - mean
-        top = max(top, _size(d * d))
-    return top
+def _binade(top: Any, shift: int) -> Any:
+    """Return M (kernels/vectors.py) of a sum whose largest magnitude pattern is `top`, in terms of `shift` bits."""
+    return power(exponent(top) - shift) * ROUNDER
 
 
 @inner
-def _total_square(x: Any, mean: Any, scale: Any) -> Any:
-    total = np.int64(0)
-    for i in range(x.size):
-        d = x[i] - mean
-        total += term(d * d, scale)
-    return total
+def _without(total: Any, binade: Any, extent: Any) -> Any:
+    """Return a total of kernels/norm_tile.py without the bits of M that came with every lane."""
+    vectors = np.int64((extent[2] + LANES - 1) // LANES)
+    return np.int64(total - np.float64(binade).view(np.int64) * np.int64(extent[0] * vectors * LANES))
+
+
+@inner
+def _extent(x: Any) -> Any:
+    """Return rows of a channel, bytes between them, and values of a row."""
+    return np.int64(x.shape[0]), np.int64(4 * x.shape[1] * x.shape[2]), np.int64(x.shape[2])
+
+
+@inner
+def _channel(x: Any, c: Any) -> Any:
+    """Return the address of channel c."""
+    return np.int64(x.ctypes.data + 4 * c * x.shape[2])
 
 
 @kernel
-def _statistics(x: Any, bits: Any, shift: int, first: int, last: int, out: Any) -> None:
+def _statistics(x: Any, shift: int, first: int, last: int, out: Any) -> None:
     """Fill out[:, first..last]: mean, sum of squared deviations; NaN where a term is not finite."""
-    count = np.float32(x.shape[0] * x.shape[2])
+    count, extent = np.float32(x.shape[0] * x.shape[2]), _extent(x)
     for c in range(first, last):
-        top, total = np.int32(0), np.int64(0)
-        for n in range(x.shape[0]):
-            top = max(top, largest(bits[n, c]))
-        scale = power(shift - exponent(top))
-        for n in range(x.shape[0]):
-            total += scaled_sum(x[n, c], scale)
+        place = (_channel(x, c),)
+        least, greatest = value_ends(place, extent, (), ())
+        low, high = np.int32(key(least)).view(np.float32), np.int32(key(greatest)).view(np.float32)
+        top = max(_size(low), _size(high))
+        binade = _binade(top, shift)
+        total = _without(value_total(place, extent, (), (binade,)), binade, extent)
         mean = np.float32(value(top, total, shift)) / count
-        top, total = np.int32(0), np.int64(0)
-        for n in range(x.shape[0]):
-            top = max(top, _largest_square(x[n, c], mean))
-        scale = power(shift - exponent(top))
-        for n in range(x.shape[0]):
-            total += _total_square(x[n, c], mean, scale)
+        # Rounding keeps the order of numbers, so the largest square is that of an end.
+        down, up = np.float32(low - mean), np.float32(high - mean)
+        top = max(_size(down * down), _size(up * up))
+        binade = _binade(top, shift)
+        total = _without(square_total(place, extent, (mean,), (binade,)), binade, extent)
         out[0, c], out[1, c] = mean, np.float32(value(top, total, shift))
 
 
@@ -84,30 +93,6 @@ def _normalize(x: Any, mean: Any, inv: Any, gamma: Any, beta: Any, first: int, l
 
 
 @inner
-def _largest_pair(dy: Any, x: Any, mean: Any, inv: Any) -> Any:
-    top, along = np.int32(0), np.int32(0)
-    for i in range(x.size):
-        top = max(top, _size(dy[i]))
-        along = max(along, _size(dy[i] * ((x[i] - mean) * inv)))
-    return top, along
-
-
-@inner
-def _total_pair(dy: Any, x: Any, mean: Any, inv: Any, scale: Any, along_scale: Any) -> Any:
-    total, along = np.int64(0), np.int64(0)
-    for i in range(x.size):
-        total += term(dy[i], scale)
-        along += term(dy[i] * ((x[i] - mean) * inv), along_scale)
-    return total, along
-
-
-@inner
-def _centred_row(dy: Any, x: Any, mean: Any, inv: Any, scale: Any, dy_mean: Any, along: Any, dx: Any) -> None:
-    for i in range(x.size):
-        dx[i] = scale * ((dy[i] - dy_mean) - ((x[i] - mean) * inv) * along)
-
-
-@inner
 def _scaled_row(dy: Any, scale: Any, dx: Any) -> None:
     for i in range(dy.size):
         dx[i] = scale * dy[i]
@@ -119,23 +104,20 @@ def _gradients(
     out: Any,
 ) -> None:  # fmt: skip
     """Fill dx and out[:, first..last]: dgamma, dbeta; NaN where a term is not finite."""
-    count = np.float32(x.shape[0] * x.shape[2])
+    count, extent = np.float32(x.shape[0] * x.shape[2]), _extent(x)
     for c in range(first, last):
-        top, along_top, total, along_total = np.int32(0), np.int32(0), np.int64(0), np.int64(0)
-        for n in range(x.shape[0]):
-            one, other = _largest_pair(dy[n, c], x[n, c], mean[c], inv[c])
-            top, along_top = max(top, one), max(along_top, other)
-        scales = power(shift - exponent(top)), power(shift - exponent(along_top))
-        for n in range(x.shape[0]):
-            part, along_part = _total_pair(dy[n, c], x[n, c], mean[c], inv[c], scales[0], scales[1])
-            total, along_total = total + part, along_total + along_part
-        dgamma = np.float32(value(along_top, along_total, shift))
-        dbeta = np.float32(value(top, total, shift))
+        places, numbers = (_channel(dy, c), _channel(x, c)), (mean[c], inv[c])
+        top, along_top = pair_tops(places, extent, numbers, ())
+        binades = _binade(top, shift), _binade(along_top, shift)
+        total, along = pair_totals(places, extent, numbers, binades)
+        dgamma = np.float32(value(along_top, _without(along, binades[1], extent), shift))
+        dbeta = np.float32(value(top, _without(total, binades[0], extent), shift))
         out[0, c], out[1, c] = dgamma, dbeta
-        for n in range(x.shape[0]):
-            if from_batch:
-                _centred_row(dy[n, c], x[n, c], mean[c], inv[c], scale[c], dbeta / count, dgamma / count, dx[n, c])
-            else:
+        if from_batch:
+            means = np.float32(dbeta / count), np.float32(dgamma / count)
+            centre((*places, _channel(dx, c)), extent, (*numbers, scale[c], *means), ())
+        else:
+            for n in range(x.shape[0]):
                 _scaled_row(dy[n, c], scale[c], dx[n, c])
 
 
@@ -147,7 +129,7 @@ def statistics(x: Array) -> Array:
     """Return (2, C): mean and sum of squared deviations of each channel of x (N, C, ...); not finite where broken."""
     flat = _flat(x)
     out, terms = np.empty((2, x.shape[1]), np.float32), flat.shape[0] * flat.shape[2]
-    run(lambda i, j: _statistics(flat, flat.view(np.int32), shift_of(terms), i, j, out), parts(x.shape[1], terms))
+    run(lambda i, j: _statistics(flat, shift_of(terms), i, j, out), parts(x.shape[1], terms))
     return out
 
 

@@ -1,7 +1,8 @@
 """Row ranges, and float32 values to codes, with the random words drawn on the way (S5.5 to S5.7).
 
-The twin of ref/quantize.py. Work goes by blocks of the flat logical tensor that fit the first-level cache: words,
-quotients, integers, codes, one simple loop each. No block depends on another.
+The twin of ref/quantize.py. Work goes by blocks of the flat logical tensor that fit the first-level cache: words, and
+codes in one loop where int32 and float32 hold everything exactly, else quotients, integers and codes, one simple loop
+each. No block depends on another.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from fqtsim.kernels.ends import GREATEST, LEAST, from_keys, widen
 from fqtsim.kernels.grid import Grid
-from fqtsim.kernels.jit import kernel
+from fqtsim.kernels.jit import inner, kernel
 from fqtsim.kernels.random import fill_blocks
 from fqtsim.kernels.shift import floor_shift, top_bits
 from fqtsim.kernels.threads import parts, run
@@ -40,7 +41,6 @@ _UP = {
     Rounding.TOWARD_NEGATIVE: (0, _NEVER),
     Rounding.TO_ODD: (0, _EVEN),
 }
-_RINT, _GENERAL, _STOCHASTIC = range(3)
 
 
 class Draw(NamedTuple):
@@ -84,12 +84,6 @@ def _divide_offset(x: Any, step: Any, offset: Any, y: Any) -> None:
 
 
 @kernel
-def _round_even(y: Any, q: Any) -> None:
-    for i in range(y.size):
-        q[i] = np.int32(np.rint(min(max(y[i], np.float32(-_SAFE)), np.float32(_SAFE))))
-
-
-@kernel
 def _round_general(y: Any, nearest: Any, condition: Any, q: Any) -> None:
     for i in range(y.size):
         value = min(max(np.float64(y[i]), -_SAFE), _SAFE)
@@ -117,18 +111,6 @@ def _round_stochastic(y: Any, words: Any, n: Any, q: Any) -> None:
 
 
 @kernel
-def _round_stochastic_short(y: Any, words: Any, n: Any, limit: Any, q: Any) -> None:
-    """Round as `_round_stochastic` in int32, quotients brought to -limit..limit with (limit + 1) 2**n < 2**31.
-
-    Products with 2**n and floors of float32 numbers are exact.
-    """
-    up, top, shift, drop = np.float32(2.0**n), np.int32((1 << n) - 1), np.int32(n), np.uint32(32 - n)
-    for i in range(y.size):
-        scaled = np.int32(np.floor(min(max(y[i], -limit), limit) * up))
-        q[i] = floor_shift(np.int32(scaled + np.int32(top - np.int32(top_bits(words[i], drop)))), shift)
-
-
-@kernel
 def _store(q: Any, zero_point: Any, low: Any, high: Any, codes: Any) -> Any:
     """Store clamp(q + zero_point) and return how many were clamped."""
     # int32 throughout: Numba adds two of them in int64, which halves the lanes of every line below.
@@ -153,15 +135,92 @@ def _count_ties(y: Any) -> Any:
 
 @kernel
 def _round(y: Any, how: Any, words: Any, bits: Any, q: Any) -> None:
-    kind, nearest, condition, limit = how
-    if kind == _RINT:
-        _round_even(y, q)
-    elif kind == _GENERAL:
-        _round_general(y, nearest, condition, q)
-    elif limit:
-        _round_stochastic_short(y, words, bits, limit, q)
-    else:
+    _, nearest, condition, _ = how
+    if bits:
         _round_stochastic(y, words, bits, q)
+    else:
+        _round_general(y, nearest, condition, q)
+
+
+@kernel
+def _codes_even(x: Any, step: Any, zero_point: Any, low: Any, high: Any, codes: Any) -> Any:
+    """Store the codes of part of a row, ties to even; return how many were clamped, how many ties."""
+    clamped, ties = np.int32(0), np.int32(0)
+    for i in range(x.size):
+        y = x[i] / step
+        nearest = np.rint(y)
+        code = np.int32(np.int32(min(max(nearest, np.float32(-_SAFE)), np.float32(_SAFE))) + zero_point)
+        held = min(max(code, low), high)
+        clamped = np.int32(clamped + np.int32(code != held))
+        twice = y + y
+        ties = np.int32(ties + np.int32((twice == np.rint(twice)) & (y != nearest)))
+        codes[i] = held
+    return clamped, ties
+
+
+@kernel
+def _codes_short(
+    x: Any, step: Any, words: Any, n: Any, limit: Any, zero_point: Any, low: Any, high: Any, codes: Any
+) -> Any:
+    """Store the codes of part of a row, rounded as `_round_stochastic` does in int32; return how many were clamped.
+
+    Quotients are brought to -limit..limit with (limit + 1) 2**n < 2**31; products with 2**n and floors are exact.
+    """
+    up, top, shift, drop = np.float32(2.0**n), np.int32((1 << n) - 1), np.int32(n), np.uint32(32 - n)
+    clamped = np.int32(0)
+    for i in range(x.size):
+        scaled = np.int32(np.floor(min(max(x[i] / step, -limit), limit) * up))
+        q = floor_shift(np.int32(scaled + np.int32(top - np.int32(top_bits(words[i], drop)))), shift)
+        code = np.int32(q + zero_point)
+        held = min(max(code, low), high)
+        clamped = np.int32(clamped + np.int32(code != held))
+        codes[i] = held
+    return clamped
+
+
+@inner
+def _at_once(x: Any, grid: Any, how: Any, words: Any, bits: Any, start: Any, stop: Any, codes: Any) -> Any:
+    """Fill codes start..stop in one pass; return how many were clamped, how many ties."""
+    steps, zero_points, _, length, low, high = grid
+    clamps, ties, i = np.int64(0), np.int64(0), start
+    while i < stop:  # the rows, or parts of rows
+        row = i // length
+        end = min(stop, (row + 1) * length)
+        if bits:
+            own = words[i - start : end - start]
+            clamps += _codes_short(x[i:end], steps[row], own, bits, how[3], zero_points[row], low, high, codes[i:end])
+        else:
+            clamped, met = _codes_even(x[i:end], steps[row], zero_points[row], low, high, codes[i:end])
+            clamps, ties = clamps + clamped, ties + met
+        i = end
+    return clamps, ties
+
+
+@inner
+def _in_passes(
+    x: Any, grid: Any, how: Any, words: Any, bits: Any, start: Any, stop: Any, space: Any, codes: Any
+) -> Any:
+    """Fill codes start..stop of one block step by step; return how many were clamped, how many ties."""
+    steps, zero_points, offsets, length, low, high = grid
+    y, q = space
+    i = start
+    while i < stop:
+        row = i // length
+        end = min(stop, (row + 1) * length)
+        if offsets.size:
+            _divide_offset(x[i:end], steps[row], offsets[row], y[i - start :])
+        else:
+            _divide(x[i:end], steps[row], y[i - start :])
+        i = end
+    _round(y[: stop - start], how, words, bits, q)
+    ties = _count_ties(y[: stop - start]) if how[1] else np.int32(0)
+    clamps, i = np.int64(0), start
+    while i < stop:
+        row = i // length
+        end = min(stop, (row + 1) * length)
+        clamps += _store(q[i - start : end - start], zero_points[row], low, high, codes[i:end])
+        i = end
+    return clamps, ties
 
 
 @kernel
@@ -169,35 +228,21 @@ def _quantize(x: Any, grid: Any, how: Any, draw: Any, first: Any, last: Any, cod
     """Fill codes first..last of the flat rows x; return how many were clamped, how many ties. first % 4 == 0.
 
     grid: step, zero point, offset (or empty) of each row, row length, lowest and highest code.
-    how: kind of rounding, its two terms, and to where quotients are brought if int32 holds them (else 0).
+    how: whether one pass does it, the two terms of the rounding, and to where quotients are brought in int32.
     draw: two halves of the seed, stream, step, bits.
     """
-    steps, zero_points, offsets, length, low, high = grid
     key0, key1, stream, index, bits = draw
     words, y, q = np.empty(BLOCK, np.uint32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
     clamps, ties = np.int64(0), np.int64(0)
     for start in range(first, last, BLOCK):
         stop = min(last, start + BLOCK)
-        i = start
-        while i < stop:  # the rows, or parts of rows, in this block
-            row = i // length
-            end = min(stop, (row + 1) * length)
-            if offsets.size:
-                _divide_offset(x[i:end], steps[row], offsets[row], y[i - start :])
-            else:
-                _divide(x[i:end], steps[row], y[i - start :])
-            i = end
         if bits:
-            fill_blocks(words, start // 4, (stop + 3) // 4, stream, index, key0, key1)
-        _round(y[: stop - start], how, words, bits, q)
-        if how[1]:
-            ties += _count_ties(y[: stop - start])
-        i = start
-        while i < stop:
-            row = i // length
-            end = min(stop, (row + 1) * length)
-            clamps += _store(q[i - start : end - start], zero_points[row], low, high, codes[i:end])
-            i = end
+            fill_blocks(words, start // 4, (stop + 3) // 4, (stream, index, 0), (key0, key1))
+        if how[0]:
+            clamped, met = _at_once(x, grid, how, words, bits, start, stop, codes)
+        else:
+            clamped, met = _in_passes(x, grid, how, words, bits, start, stop, (y, q), codes)
+        clamps, ties = clamps + clamped, ties + met
     return clamps, ties
 
 
@@ -220,8 +265,9 @@ def quantize(
     flat = x.reshape(-1)
     offset = np.empty(0, np.float32) if grid.offset is None else grid.offset
     rows = (grid.step, grid.zero_point, offset, x.shape[1], np.int32(grid.low), np.int32(grid.high))
-    kind = {Rounding.STOCHASTIC: _STOCHASTIC, Rounding.TIES_TO_EVEN: _RINT}.get(rounding, _GENERAL)
-    how = (kind, *_UP.get(rounding, (0, _NEVER)), _limit(grid, draw.bits))
+    limit = _limit(grid, draw.bits)
+    at_once = grid.offset is None and (rounding is Rounding.TIES_TO_EVEN or (draw.bits > 0 and limit > 0))
+    how = (at_once, *_UP.get(rounding, (0, _NEVER)), limit)
     words = (draw.seed & 0xFFFFFFFF, draw.seed >> 32, draw.stream, draw.step, draw.bits)
     ranges = [(4 * i, min(4 * j, x.size)) for i, j in parts(-(-x.size // 4), 4)]
     counts = run(lambda i, j: _quantize(flat, rows, how, words, i, j, codes), ranges)
