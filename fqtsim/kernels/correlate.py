@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fqtsim.kernels import correlate_tile as tiles
-from fqtsim.kernels.ends import ends
 from fqtsim.kernels.jit import inner, kernel, kernel_of
+from fqtsim.kernels.scale_tile import scale_rows, scale_rows_shifted
 from fqtsim.kernels.tile import VECTOR
 
 SPAN = tiles.IMAGE.vectors * tiles.LANES
@@ -21,7 +21,8 @@ SPAN = tiles.IMAGE.vectors * tiles.LANES
 ROWS = tiles.IMAGE.rows
 """Output channels of a tile."""
 
-_image_tile, copy_rows = tiles.image, tiles.copy_rows
+_image_tile, _image_end, copy_rows = tiles.image, tiles.image_end, tiles.copy_rows
+_SHORT = tiles.IMAGE_END.vectors * tiles.LANES
 
 
 class Layout(NamedTuple):
@@ -166,12 +167,6 @@ def without_ends(flat: Any, width: int, rows: int, columns: int, out: Any) -> No
 
 
 @inner
-def _scaled(acc: Any, base: Any, scale: Any, out: Any) -> None:
-    for i in range(acc.size):
-        out[i] = np.float32((np.float64(acc[i]) + base) * scale)
-
-
-@inner
 def scaled_shifted(acc: Any, base: Any, sums: Any, zero: Any, scale: Any, out: Any) -> None:
     # Integers below 2**53 throughout, so nothing rounds before the last product.
     for i in range(acc.size):
@@ -191,7 +186,6 @@ class ImageWork(NamedTuple):
     acc: Any
     #: int32, (OH * OW and a vector more): sums without the places past the ends of rows.
     channel: Any
-    patch_channel: Any
 
 
 def image_work(shape: tuple[int, ...], layout: Layout) -> ImageWork:
@@ -202,9 +196,9 @@ def image_work(shape: tuple[int, ...], layout: Layout) -> ImageWork:
     flat = np.zeros(size + padded - layout.positions + VECTOR, np.uint32)
     words = np.zeros(shape[2] * shape[3] + VECTOR, np.uint32)
     sums, patches = np.empty((phases, layout.plane), np.int32), np.empty(layout.positions + VECTOR, np.int32)
-    acc, channel, patch_channel = (np.zeros(count, np.int32) for count in (ROWS * padded + VECTOR, dense, dense))
+    acc, channel = np.zeros(ROWS * padded + VECTOR, np.int32), np.zeros(dense, np.int32)
     planes = flat[:size].reshape(blocks, phases, layout.plane)
-    return ImageWork(flat, planes, words, sums, patches, acc, channel, patch_channel)
+    return ImageWork(flat, planes, words, sums, patches, acc, channel)
 
 
 @inner
@@ -214,13 +208,13 @@ def store_codes(acc: Any, moved: Any, column: Any) -> None:
 
 
 @inner
-def _finish_channel(acc: Any, patches: Any, zero: Any, base: Any, scale: Any, out: Any) -> Any:
-    """Write one output channel (OH * OW,) from its sums; return the smallest and largest of them."""
+def _finish_channel(acc: Any, patches: Any, layout: Any, zero: Any, base: Any, scale: Any, out: Any) -> Any:
+    """Write one output channel (OH * OW,) from sums of every position; return the smallest and largest of it."""
+    places = acc.ctypes.data, patches.ctypes.data, out.ctypes.data
+    extent = layout.rows, layout.columns, 4 * layout.width
     if zero:
-        scaled_shifted(acc, base, patches, zero, scale, out)
-    else:
-        _scaled(acc, base, scale, out)
-    return ends(acc)
+        return scale_rows_shifted(*places, *extent, zero, base, scale)
+    return scale_rows(*places, *extent, zero, base, scale)
 
 
 @kernel
@@ -235,11 +229,11 @@ def convolve(
     float64) of output channels; codes (N, OH * OW, CO) int32 takes the sums too, unless it is empty.
     """
     width, rows, columns, phases, shifts = layout.width, layout.rows, layout.columns, layout.phases, layout.shifts
-    flat, planes, image, sums, patches, acc, channel, patch_channel = work
+    flat, planes, image, sums, patches, acc, channel = work
     blocks, step, padded = planes.shape[0], planes.shape[1] * planes.shape[2], (acc.size - VECTOR) // ROWS
     offsets = 4 * (phases * planes.shape[2] + shifts)
     zeros, column_sums, steps = column_side
-    moving, terms, shifted, size = np.int64(flip), x.shape[1] * shifts.size, False, rows * columns
+    moving, terms, shifted = np.int64(flip), x.shape[1] * shifts.size, False
     for o in range(zeros.size):
         shifted |= zeros[o] != 0
     lowest, highest = np.int64(1) << 62, -(np.int64(1) << 62)
@@ -247,24 +241,24 @@ def convolve(
         image_planes(x[n], fill[n], flip, layout, image, planes)
         if shifted:
             patch_sums(planes, phases, shifts, sums, patches[: patches.size - VECTOR])
-            without_ends(patches, width, rows, columns, patch_channel)
         za = row_side[0][n]
         for t in range(words.shape[0]):
+            own_words = offsets.ctypes.data, shifts.size, 4 * step, words[t].ctypes.data, 4 * ROWS, 4, blocks
             for q in range(0, padded, SPAN):
-                _image_tile(
-                    acc.ctypes.data + 4 * q, 4 * padded, flat.ctypes.data + 4 * q, offsets.ctypes.data,
-                    shifts.size, 4 * step, words[t].ctypes.data, 4 * ROWS, 4, blocks,
-                )  # fmt: skip
+                lanes = acc.ctypes.data + 4 * q, 4 * padded, flat.ctypes.data + 4 * q
+                if q + _SHORT < (rows - 1) * width + columns:
+                    _image_tile(*lanes, *own_words)
+                else:
+                    _image_end(*lanes, *own_words)
             for o in range(t * ROWS, min((t + 1) * ROWS, out.shape[1])):
-                without_ends(acc[(o - t * ROWS) * padded :], width, rows, columns, channel)
+                own = acc[(o - t * ROWS) * padded :]
                 moved = moving * column_sums[o]
                 base = np.float64(zeros[o] * terms * (moving + za) - moved - za * column_sums[o])
                 scale = row_side[1][n] * steps[o]
-                low, high = _finish_channel(
-                    channel[:size], patch_channel[:size], np.float64(zeros[o]), base, scale, out[n, o]
-                )
+                low, high = _finish_channel(own, patches, layout, np.float64(zeros[o]), base, scale, out[n, o])
                 lowest, highest = min(lowest, low - moved), max(highest, high - moved)
                 if codes.size:
+                    without_ends(own, width, rows, columns, channel)
                     store_codes(channel, moved, codes[n, :, o])
     return lowest, highest
 

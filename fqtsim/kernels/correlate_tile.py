@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 from fqtsim.kernels.tile import INT64, VECTOR, Emitter, Tile, lanes
 
 LANES = lanes("int32")
-IMAGE = Tile(8, 3)
-"""Output channels x vectors of positions."""
+IMAGE, IMAGE_END = Tile(8, 3), Tile(8, 2)
+"""Output channels x vectors of positions; where no more are left, the second."""
 WEIGHTS = {1: Tile(16, 1), 2: Tile(8, 2), 4: Tile(4, 4)}
 """Input channels x vectors of output channels, by the number of vectors."""
 
@@ -119,5 +119,5 @@ def _copy_rows(
 
 
 copy_rows: Any = intrinsic(_copy_rows)
-image = make(IMAGE, unsigned_lanes=True, fresh=True)
+image, image_end = (make(tile, unsigned_lanes=True, fresh=True) for tile in (IMAGE, IMAGE_END))
 weights = {vectors: make(tile, unsigned_lanes=False, fresh=False) for vectors, tile in WEIGHTS.items()}

@@ -69,17 +69,17 @@ def store(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=4)
 
 
-def first_lanes(builder: Any, count: Any) -> Any:
-    """Return a mask of the first `count` lanes."""
-    numbers = ir.Constant(vector(INT64), list(range(LANES)))
-    return builder.icmp_signed("<", numbers, splat(builder, count))
+def first_lanes(builder: Any, count: Any, of: int = LANES) -> Any:
+    """Return a mask of the first `count` lanes of so many."""
+    numbers = ir.Constant(vector(INT64, of), list(range(of)))
+    return builder.icmp_signed("<", numbers, splat(builder, count, of))
 
 
 def load_some(builder: Any, address: Any, mask: Any) -> Any:
     """Return float32 lanes of an address, 0 outside a mask, where nothing is read."""
-    kind, pointer = vector(FLOAT), FLOAT.as_pointer()
+    kind, pointer = vector(FLOAT, mask.type.count), FLOAT.as_pointer()
     signature = ir.FunctionType(kind, [pointer, INT32, mask.type, kind])
-    read = _named(builder, f"llvm.masked.load.v{LANES}f32.p0", signature)
+    read = _named(builder, f"llvm.masked.load.v{kind.count}f32.p0", signature)
     return builder.call(read, [builder.inttoptr(address, pointer), ir.Constant(INT32, 4), mask, every(kind, 0.0)])
 
 
@@ -87,7 +87,7 @@ def store_some(builder: Any, value: Any, address: Any, mask: Any) -> None:
     """Write the float32 lanes inside a mask to an address."""
     pointer = FLOAT.as_pointer()
     signature = ir.FunctionType(ir.VoidType(), [value.type, pointer, INT32, mask.type])
-    write = _named(builder, f"llvm.masked.store.v{LANES}f32.p0", signature)
+    write = _named(builder, f"llvm.masked.store.v{value.type.count}f32.p0", signature)
     builder.call(write, [value, builder.inttoptr(address, pointer), ir.Constant(INT32, 4), mask])
 
 
