@@ -258,10 +258,7 @@ def _sums(job: Gradient) -> Sums:
     total, places, columns = (np.sum([one[i] for one in found], axis=0) for i in range(3))
     total -= int(flip) * columns
     rows = np.empty(total.shape[:2], np.int64)
-    images = places.reshape(*places.shape[:2], layout.height, layout.width)
-    for t, (phase, shift) in enumerate(zip(layout.phases, layout.shifts, strict=True)):
-        top, left = divmod(int(shift), layout.width)
-        rows[t] = images[:, phase, top : top + layout.rows, left : left + layout.columns].sum(axis=(1, 2))
+    kernels.tap_sums(places, layout, rows)
     rows -= int(flip) * job.terms
     return Sums(total.reshape(-1, outputs), rows.reshape(-1), columns)
 

@@ -15,6 +15,7 @@ from fqtsim.kernels import correlate_tile as tiles
 from fqtsim.kernels.jit import inner, kernel, kernel_of
 from fqtsim.kernels.scale_tile import scale_rows, scale_rows_shifted
 from fqtsim.kernels.tile import VECTOR
+from fqtsim.kernels.transpose import EDGE, transpose_block
 
 SPAN = tiles.IMAGE.vectors * tiles.LANES
 """Output positions of a tile."""
@@ -298,33 +299,52 @@ def _sum(codes: Any) -> Any:
 
 
 @inner
-def _store_words(line: Any, column: Any) -> None:
-    for j in range(column.size):
-        column[j] = line[j]
-
-
-@inner
 def gradient_words(dh: Any, width: int, line: Any, placed: Any, words: Any, column_sums: Any) -> None:
     """Write dh (CO, OH, OW) bytes as words of four positions, words (positions / 4, CO or more); add up its codes.
 
-    Rows are `width` places long, those past the end are 0. line, (OH * OW and a vector more), and placed, (4 bytes a
-    word and a vector more), are working space.
+    Rows are `width` places long, those past the end are 0. line, (OH * OW and a vector more), and placed, (EDGE, 4
+    bytes a word and a vector more), are working space.
     """
-    rows, columns = dh.shape[1:]
-    for o in range(dh.shape[0]):
-        copy_codes(dh[o].reshape(-1), line)
-        column_sums[o] += _sum(line[: rows * columns].view(np.int8))
-        copy_rows(placed.ctypes.data, width, line.ctypes.data, columns, rows, columns, 0)
-        for y in range(rows - 1):
-            placed[y * width + columns : (y + 1) * width].fill(0)
-        placed[(rows - 1) * width + columns : 4 * len(words)].fill(0)
-        _store_words(placed.view(np.uint32), words[:, o])
+    outputs, rows, columns = dh.shape
+    size, word = rows * columns, words[0, 0]
+    for first in range(0, words.shape[1], EDGE):
+        for r in range(EDGE):
+            o, own = first + r, placed[r]
+            if o >= outputs:
+                own.fill(0)
+                continue
+            codes, source = dh[o].reshape(-1), dh.ctypes.data + o * size
+            column_sums[o] += _sum(codes.view(np.int8))
+            if (outputs - 1 - o) * size < VECTOR:  # whole vectors of dh itself would end behind it
+                copy_codes(codes, line)
+                source = line.ctypes.data
+            copy_rows(own.ctypes.data, width, source, columns, rows, columns, 0)
+            for y in range(rows - 1):
+                for j in range(y * width + columns, (y + 1) * width):
+                    own[j] = 0
+            own[(rows - 1) * width + columns : 4 * len(words)].fill(0)
+        for j in range(0, len(words), EDGE):
+            source, target = placed.ctypes.data + 4 * j, words.ctypes.data + 4 * (j * words.shape[1] + first)
+            transpose_block(source, placed.shape[1], 0, target, 4 * words.shape[1], word, word)
+
+
+@kernel
+def tap_sums(places: Any, layout: Any, out: Any) -> None:
+    """Write to out (taps, C) what each tap meets at all output positions; places (C, phases, plane) int64."""
+    for t in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            own, total = places[c, layout.phases[t]], np.int64(0)
+            for y in range(layout.rows):
+                start = layout.shifts[t] + y * layout.width
+                for j in range(start, start + layout.columns):
+                    total += own[j]
+            out[t, c] = total
 
 
 class GradientWork(NamedTuple):
     """Working space and results of a walk of WALKS, for one thread; made by `gradient_work`."""
 
-    #: Bytes of the images with room behind them; words of four positions; a channel of either, with room.
+    #: Bytes of the images with room behind them; words of four positions, EDGE at a time; channels with room.
     flat: Any
     planes: Any
     words: Any
@@ -340,13 +360,13 @@ def gradient_work(shape: tuple[int, ...], outputs: int, vectors: int, layout: La
     """Return working space for images of a shape (N, C, H, W) and gradients of so many channels, results 0."""
     rows, width = tiles.WEIGHTS[vectors].rows, vectors * tiles.LANES
     rows, columns = -(-shape[1] // rows) * rows, -(-outputs // width) * width
-    phases, n_words = len(layout.down) * len(layout.across), -(-layout.positions // 4)
+    phases, n_words = len(layout.down) * len(layout.across), -(-layout.positions // (4 * EDGE)) * EDGE
     size = phases * rows * layout.plane
     longest = max(shape[2] * shape[3], layout.rows * layout.columns)
     flat, line = np.zeros(size + VECTOR, np.uint8), np.zeros(longest + VECTOR, np.uint8)
     return GradientWork(
         flat, flat[:size].reshape(rows, phases, layout.plane), np.zeros((n_words, columns), np.uint32), line,
-        np.zeros(4 * n_words + VECTOR, np.uint8), np.zeros((len(layout.shifts), rows, columns), np.int32),
+        np.zeros((EDGE, 4 * n_words + VECTOR), np.uint8), np.zeros((len(layout.shifts), rows, columns), np.int32),
         np.zeros(size, np.int32), np.zeros(outputs, np.int32),
     )  # fmt: skip
 
@@ -362,6 +382,7 @@ def weight_walk(vectors: int) -> Any:
         phases, shifts = layout.phases, layout.shifts
         flat, planes, words, line, placed, acc, places, columns = work
         size, pitch, none = planes.shape[2], 4 * acc.shape[2], np.zeros(1, np.int64)
+        n_words = ((layout.rows - 1) * layout.width + layout.columns + 3) // 4
         for n in range(first, last):
             byte_planes(x[n], fill[n], flip, layout, line, planes)
             gradient_words(dh[n], layout.width, line, placed, words, columns)
@@ -373,7 +394,7 @@ def weight_walk(vectors: int) -> Any:
                         kernel(
                             acc.ctypes.data + (t * acc.shape[1] + c) * pitch + 4 * o, pitch,
                             words.ctypes.data + 4 * o, none.ctypes.data, 1, pitch,
-                            plane + c * planes.shape[1] * size, 4, planes.shape[1] * size, words.shape[0],
+                            plane + c * planes.shape[1] * size, 4, planes.shape[1] * size, n_words,
                         )  # fmt: skip
 
     return correlate
