@@ -1,4 +1,4 @@
-"""Fused forms of batch norm on the CPU, equal to the sequences of fqtsim/train/norm.py bit for bit (S5.11)."""
+"""Fused forms on the CPU, equal bit for bit to the sequences of fqtsim/train/norm.py and optimizer.py (S5.11)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fqtsim.kernels import norm
+from fqtsim.kernels import norm, update
 
 Float32 = npt.NDArray[np.float32]
 
@@ -53,4 +53,16 @@ class FusedNorm:
         return found if all(np.isfinite(one).all() for one in found[1:]) else None
 
 
+class FusedUpdate:
+    """The update of a parameter in one kernel."""
+
+    def sgd(
+        self, w: Float32, g: Float32, v: Float32 | None, lr: Float32, momentum: np.float32, decay: np.float32,
+        nesterov: bool,
+    ) -> tuple[Float32, Float32 | None]:  # fmt: skip
+        """Return new weights and momentum; lr (1,). Nothing says whether they are finite."""
+        return update.sgd(w, g, v, lr[0], momentum, decay, nesterov)
+
+
 FUSED_NORM: Any = FusedNorm()
+FUSED_UPDATE: Any = FusedUpdate()

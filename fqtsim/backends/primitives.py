@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fqtsim.backends.arrays import HostArrays
-from fqtsim.backends.fused_cpu import FUSED_NORM
+from fqtsim.backends.fused_cpu import FUSED_NORM, FUSED_UPDATE
 from fqtsim.backends.primitive_vectors import prove
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.kernels import elementary, threads
@@ -79,11 +79,12 @@ class Primitives(HostArrays):
     """The operations on the CPU, by NumPy and Numba."""
 
     name = "numpy"
-    fused_norm = FUSED_NORM
+    fused_norm, fused_update = FUSED_NORM, FUSED_UPDATE
 
     def __init_subclass__(cls) -> None:
         """A subclass, whose primitives may be others, runs the sequences unless it brings fused forms itself."""
-        cls.fused_norm = cls.__dict__.get("fused_norm")
+        for form in ("fused_norm", "fused_update"):
+            setattr(cls, form, cls.__dict__.get(form))
 
     @property
     def host(self) -> Primitives:

@@ -47,7 +47,7 @@ class Recorder:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.inner, name)
-        if name == "fused_norm" and not self.inner.on_device:
+        if name in ("fused_norm", "fused_update") and not self.inner.on_device:
             return None  # its sequence runs, whose every operation is noted
         if not callable(found) or name.startswith("_") or name in _UNRECORDED:
             return found

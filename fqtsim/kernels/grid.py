@@ -1,15 +1,17 @@
 """Where a row's codes stand on the real line: step, zero point and offset (S5.7). The twin of ref/quantize.py.
 
-NumPy float64, one operation per element and call; only the last step rounds to float32, upwards, so that no value of
-the row itself is clamped.
+Float64, one operation a symbol; only the last step rounds to float32, upwards, so that no value of the row itself is
+clamped. NumPy, but for the form that training uses, whose twenty calls took longer than the ranges of many a tensor.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from fqtsim.kernels.jit import inner, kernel
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -38,27 +40,38 @@ def _up_to_float32(step: Float64) -> Float32:
     return np.where(nearest < step, above, nearest)
 
 
-def _side(reach: Float64, codes: Float64) -> Float64:
+@inner
+def _side(reach: Any, codes: Any) -> Any:
     """Return the step that spans `reach` in so many codes: 0 for an empty side, infinity where codes are missing."""
-    return np.where(reach > 0, reach / codes, 0.0)
+    if not reach > 0:
+        return 0.0
+    return reach / codes if codes > 0 else np.inf
+
+
+@kernel
+def _fill_aligned(minimum: Any, maximum: Any, top: float, shift: int, steps: Any, zero_points: Any, blank: Any) -> None:
+    for i in range(minimum.size):
+        low, high = np.float64(-min(minimum[i], np.float32(0))), np.float64(max(maximum[i], np.float32(0)))
+        if low == 0 and high == 0:
+            steps[i], zero_points[i], blank[i] = 1.0, 0, True
+            continue
+        balanced = (low * top) / (high + low)
+        below = np.floor(balanced)
+        if high > 0:  # a tiny positive side can round `balanced` up to top, which exactly it stays below
+            below = min(below, top - 1.0)
+        above = np.ceil(balanced)
+        step_below = max(_side(low, below), _side(high, top - below))
+        step_above = max(_side(low, above), _side(high, top - above))
+        steps[i], blank[i] = min(step_below, step_above), False
+        zero_points[i] = np.int32(above if step_above < step_below else below) - shift
 
 
 def aligned(minimum: Float32, maximum: Float32, bits: int, signed: bool) -> Grid:
     """Return the grids on which real zero is a code and every value from minimum to maximum has one."""
-    low, high = -np.minimum(minimum, 0).astype(np.float64), np.maximum(maximum, 0).astype(np.float64)
-    top = float(2**bits - 1)
-    blank = (low == 0) & (high == 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        balanced = np.where(blank, 0.0, (low * top) / (high + low))
-        # A tiny positive side can round `balanced` up to top, which exactly it stays below; so floor is top - 1.
-        below = np.where(high > 0, np.minimum(np.floor(balanced), top - 1), np.floor(balanced))
-        above = np.ceil(balanced)
-        step_below = np.maximum(_side(low, below), _side(high, top - below))
-        step_above = np.maximum(_side(low, above), _side(high, top - above))
-    step = np.where(blank, 1.0, np.minimum(step_below, step_above))
-    zero_point = np.where(step_above < step_below, above, below).astype(np.int32)
-    shift = 2 ** (bits - 1) if signed else 0
-    zero_point = np.where(blank, 0, zero_point - shift).astype(np.int32)
+    shift, shape = 2 ** (bits - 1) if signed else 0, minimum.shape
+    step, zero_point, blank = np.empty(shape, np.float64), np.empty(shape, np.int32), np.empty(shape, np.bool_)
+    ends = np.ascontiguousarray(minimum), np.ascontiguousarray(maximum)
+    _fill_aligned(*ends, float(2**bits - 1), shift, step, zero_point, blank)
     return Grid(_up_to_float32(step), zero_point, None, -shift, 2**bits - 1 - shift, blank)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fqtsim.backends.fused_cpu_proof import SEQUENCES, numbers, require_equal
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES, Primitives
 from fqtsim.errors import InputError, TrainingStopped
 from fqtsim.recipe.spec import Optimizer
@@ -58,37 +60,68 @@ class Sgd:
         self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], lr: np.float32, p: Primitives
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Return new parameters and new momentum, changing nothing. Raises TrainingStopped for NaN or infinity."""
-        if p.fused_update is not None:
-            return self._fused(parameters, gradients, lr, p)
+        fused = _fused(p)
         new, momentum = {}, {name: p.array(v) for name, v in self.momentum.items()}
-        mu, decay = np.float32(self.settings.momentum), np.float32(self.settings.weight_decay)
+        rate, before = p.array(np.full(1, lr, np.float32)), p.faults.enter("") if fused is not None else ""
         for name, gradient in gradients.items():
-            w, g = parameters[name], gradient
-            if decay and name not in self.exempt:
-                g = p.add(g, p.multiply(decay, w))
-            if self.settings.momentum:
-                momentum[name] = p.add(p.multiply(mu, momentum[name]), g)
-                g = p.add(g, p.multiply(mu, momentum[name])) if self.settings.nesterov else momentum[name]
-            new[name] = p.subtract(w, p.multiply(lr, g))
+            step = parameters[name], gradient, momentum.get(name)
+            rule = Rule(np.float32(self.settings.momentum), self._decay(name), self.settings.nesterov)
+            if fused is None:
+                new[name], v = sequence(*step, lr, *rule, p)
+            else:
+                p.faults.enter(f"{before}the gradient of {name}, or the new {name}")
+                new[name], v = fused.sgd(*step, rate, *rule)
+            if v is not None:
+                momentum[name] = v
+            if fused is not None and p.on_device:
+                continue  # the kernel notes what is not finite
             if not p.all_finite(gradient):
                 raise TrainingStopped(f"the gradient of {name}: NaN or infinity")
             if not p.all_finite(new[name]):
                 raise TrainingStopped(f"the new {name}: NaN or infinity; lower the learning rate")
         return new, momentum
 
-    def _fused(
-        self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], lr: np.float32, p: Primitives
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Do what `update` does, one kernel for each parameter; NaN and infinity are noted."""
-        new, momentum = {}, {name: p.array(v) for name, v in self.momentum.items()}
-        mu, decay = np.float32(self.settings.momentum), np.float32(self.settings.weight_decay)
-        rate, before = p.array(np.full(1, lr, np.float32)), p.faults.enter("")
-        for name, gradient in gradients.items():
-            p.faults.enter(f"{before}the gradient of {name}, or the new {name}")
-            own = np.float32(0) if name in self.exempt else decay
-            new[name], v = p.fused_update.sgd(
-                parameters[name], gradient, momentum.get(name), rate, mu, own, self.settings.nesterov
-            )
-            if v is not None:
-                momentum[name] = v
-        return new, momentum
+    def _decay(self, name: str) -> np.float32:
+        return np.float32(0 if name in self.exempt else self.settings.weight_decay)
+
+
+class Rule(NamedTuple):
+    """The constants of one parameter's update; a decay of 0 leaves its term out."""
+
+    momentum: np.float32
+    decay: np.float32
+    nesterov: bool
+
+
+def sequence(
+    w: Array, g: Array, v: Array | None, lr: np.float32, momentum: np.float32, decay: np.float32, nesterov: bool,
+    p: Primitives,
+) -> tuple[Array, Array | None]:  # fmt: skip
+    """Return new weights and momentum by primitives; without v there is no momentum."""
+    if decay:
+        g = p.add(g, p.multiply(decay, w))
+    if v is not None:
+        v = p.add(p.multiply(momentum, v), g)
+        g = p.add(g, p.multiply(momentum, v)) if nesterov else v
+    return p.subtract(w, p.multiply(lr, g)), v
+
+
+def _fused(p: Primitives) -> Any:
+    """Return the fused form of `sequence`, proven on this machine; None where that runs."""
+    if p.fused_update is not None and not p.on_device:  # a device proves its own before it is used
+        _prove(p.fused_update)
+    return p.fused_update
+
+
+@lru_cache(maxsize=1)
+def _prove(fused: Any) -> None:
+    """Compare the fused form with the sequence, once. Raises BackendRefused where a bit differs."""
+    w, g, v = (numbers((5, 31), stream) for stream in (7, 8, 9))
+    lr, mu, decay, none = (np.float32(one) for one in (0.1, 0.9, 1e-4, 0))
+    rules = (v, Rule(mu, decay, False)), (v, Rule(mu, none, True)), (None, Rule(none, decay, False))
+    for speed, rule in (*rules, (None, Rule(none, none, False))):
+        ours = fused.sgd(w, g, speed, np.full(1, lr, np.float32), *rule)
+        theirs = sequence(w, g, speed, lr, *rule, SEQUENCES)
+        for found, expected in zip(ours, theirs, strict=True):
+            if expected is not None or found is not None:
+                require_equal("stochastic gradient descent", (found,), (expected,))

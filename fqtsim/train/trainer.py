@@ -69,9 +69,10 @@ class Trainer:
         then what it was before.
         """
         before = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        parameters = dict(self.net.named_parameters())
         try:
             with self.net.backend.primitives.faults.reading_once():
-                loss, new, momentum = self._next(x, labels)
+                loss, new, momentum = self._next(x, labels, parameters)
         except BaseException:
             with torch.no_grad():
                 for name, buffer in self.net.named_buffers():
@@ -80,7 +81,7 @@ class Trainer:
             raise
         finally:
             self.net.zero_grad(set_to_none=True)
-        for name, parameter in self.net.named_parameters():
+        for name, parameter in parameters.items():
             if name in new:
                 _assign(parameter, self.net.backend.primitives.tensor(new[name]))
         self.sgd.momentum = momentum
@@ -88,7 +89,9 @@ class Trainer:
         self.net.end_step()
         return float(loss)
 
-    def _next(self, x: torch.Tensor, labels: torch.Tensor) -> tuple[Any, dict[str, Array], dict[str, Array]]:
+    def _next(
+        self, x: torch.Tensor, labels: torch.Tensor, parameters: dict[str, torch.nn.Parameter]
+    ) -> tuple[Any, dict[str, Array], dict[str, Array]]:
         """Return the loss, the new parameters and the new momentum; only running statistics have changed."""
         p = self.net.backend.primitives
         self.net.zero_grad(set_to_none=True)
@@ -104,14 +107,13 @@ class Trainer:
             raise TrainingStopped(f"step {self.step_index}: the loss: {error}") from None
         logits.backward(p.tensor(gradient))
         gradients = {
-            name: p.array(parameter.grad)
-            for name, parameter in self.net.named_parameters()
-            if parameter.grad is not None
+            name: p.array(parameter.grad) for name, parameter in parameters.items() if parameter.grad is not None
         }
         p.faults.enter(f"step {self.step_index}: ")
         try:
             rate = self.rate.at(self.step_index, p.host)
-            return loss, *self.sgd.update(self._parameters(), gradients, rate, p)
+            weights = {name: p.array(parameter) for name, parameter in parameters.items()}
+            return loss, *self.sgd.update(weights, gradients, rate, p)
         except TrainingStopped as error:
             raise TrainingStopped(f"step {self.step_index}: {error}") from None
 
