@@ -52,9 +52,9 @@ def attempt(call: Any) -> Any:
         return str(error)
 
 
-def whole(x: Float32, dy: Float32, affine: Any, from_batch: bool, p: Primitives) -> list[Any]:
+def whole(x: Float32, dy: Float32, affine: Any, from_batch: bool, p: Primitives, with_relu: bool = False) -> list[Any]:
     mean, var, unbiased = norm.batch_statistics(x, p)
-    y, saved = norm.batch_norm(x, mean, var, affine, 1e-5, from_batch, p)
+    y, saved = norm.batch_norm(x, mean, var, affine, 1e-5, from_batch, p, with_relu)
     return [mean, var, unbiased, y, *norm.batch_norm_gradients(dy, saved, p)]
 
 
@@ -93,12 +93,12 @@ def test_a_form_that_differs_is_refused(name: str, monkeypatch: pytest.MonkeyPat
         fused_cpu_proof.prove_elements.__wrapped__()
 
 
-@given(images(), st.data(), st.booleans(), st.booleans())
-def test_batch_norm(x: Float32, data: st.DataObject, with_affine: bool, from_batch: bool) -> None:
+@given(images(), st.data(), st.booleans(), st.booleans(), st.booleans())
+def test_batch_norm(x: Float32, data: st.DataObject, with_affine: bool, from_batch: bool, with_relu: bool) -> None:
     dy = data.draw(arrays(np.float32, x.shape, elements=FINITE))
     affine = tuple(data.draw(arrays(np.float32, x.shape[1], elements=FINITE)) for _ in range(2))
     args = x, dy, affine if with_affine else None, from_batch
-    assert attempt(lambda: whole(*args, FUSED)) == attempt(lambda: whole(*args, PLAIN))
+    assert attempt(partial(whole, *args, FUSED, with_relu)) == attempt(partial(whole, *args, PLAIN, with_relu))
 
 
 @given(images(ANY), st.data())
@@ -107,7 +107,8 @@ def test_batch_norm_of_any_number_stops_with_the_same_words(x: Float32, data: st
     calm, dy = np.ones_like(x), data.draw(arrays(np.float32, x.shape, elements=ANY))
     calm.reshape(-1)[::2] = -1
     args = calm, dy, None, True
-    assert attempt(lambda: whole(*args, FUSED)) == attempt(lambda: whole(*args, PLAIN))
+    for with_relu in (False, True):
+        assert attempt(partial(whole, *args, FUSED, with_relu)) == attempt(partial(whole, *args, PLAIN, with_relu))
 
 
 def test_batch_norm_in_threads_and_other_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +117,7 @@ def test_batch_norm_in_threads_and_other_layouts(monkeypatch: pytest.MonkeyPatch
     rng = np.random.default_rng(0)
     x, dy = (rng.standard_normal((6, 7, 33, 5)).astype(np.float32) for _ in range(2))
     affine = tuple(rng.standard_normal(7).astype(np.float32) for _ in range(2))
+    assert bits(whole(x, dy, affine, True, FUSED, True)) == bits(whole(x, dy, affine, True, PLAIN, True))
     expected = bits(whole(x, dy, affine, True, PLAIN))
     assert bits(whole(x, dy, affine, True, FUSED)) == expected
     last = [np.ascontiguousarray(one.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for one in (x, dy)]

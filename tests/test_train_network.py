@@ -15,6 +15,8 @@ from fqtsim import streams
 from fqtsim.errors import InputError
 from fqtsim.hw.load import parse_hardware
 from fqtsim.recipe.load import load_recipe
+from fqtsim.train import convert
+from fqtsim.train.layers import BatchNorm
 from fqtsim.train.module import FQTModule
 
 DATAPATH = """
@@ -108,6 +110,43 @@ def test_state_dict_keeps_the_names_and_the_original_its_weights() -> None:
         assert torch.equal(tensor, before[name]), name
     assert not torch.equal(net.state_dict()["head.3.weight"], before["head.3.weight"])
     model.load_state_dict(net.state_dict())
+
+
+class Rectified(nn.Module):
+    """Batch norms whose ReLU is the only reader, one of two, and one that has two readers itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.alone, self.shared = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
+        self.plain = nn.BatchNorm2d(5, affine=False, track_running_stats=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.alone(self.conv(x)))
+        z = self.shared(y)
+        z = F.relu(z) + z
+        z = F.relu(self.plain(z))
+        z = self.relu(z + y) + z
+        return self.head(z.mean((2, 3)))
+
+
+def test_a_relu_is_part_of_the_batch_norm_that_it_alone_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+    for joined in (True, False):
+        if not joined:
+            monkeypatch.setattr(convert._Builder, "_joined", lambda *_: False)
+        net = fqtsim.fully_quantize(seeded(Rectified()), "bhq5", "int8_acc32_wrap")
+        norms = {step.layer.name: step.layer.with_relu for step in net.program if isinstance(step.layer, BatchNorm)}
+        assert norms == {"alone": joined, "shared": False, "plain": joined}
+        tr = fqtsim.Trainer(net, {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01})
+        losses = [tr.step(batch(seed=seed), torch.arange(6) % 4) for seed in range(3)]
+        net.eval()
+        x = batch().requires_grad_()
+        net(x).sum().backward()
+        ends.append((losses, tr.digest().hex, net.report(), net(batch()).tolist(), x.grad.tolist()))
+    assert ends[0] == ends[1]
 
 
 GEOMETRIES = [

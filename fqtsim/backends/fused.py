@@ -27,11 +27,13 @@ class Fused:
         return found.mean, found.var, found.unbiased
 
     def batch_norm(
-        self, x: Any, mean: Any, var: Any, affine: tuple[Any, Any] | None, eps: float, from_batch: bool
-    ) -> tuple[Any, norm.Saved]:
+        self, x: Any, mean: Any, var: Any, affine: tuple[Any, Any] | None, eps: float, from_batch: bool,
+        with_relu: bool,
+    ) -> tuple[Any, norm.Saved]:  # fmt: skip
         """Return the output and what the backward pass needs."""
         inv = norm.inverse_deviation(var, eps)
-        return norm.normalize(x, mean, inv, affine), norm.Saved(x, mean, inv, affine, from_batch)
+        y = norm.normalize(x, mean, inv, affine, with_relu)
+        return y, norm.Saved(x, mean, inv, affine, from_batch, with_relu)
 
     def batch_norm_gradients(self, dy: Any, saved: norm.Saved) -> tuple[Any, Any, Any]:
         """Return dx, dgamma and dbeta."""

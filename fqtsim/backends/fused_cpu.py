@@ -18,9 +18,12 @@ class Saved(NamedTuple):
     x: Float32
     mean: Float32
     inv: Float32
-    gamma: Float32 | None
+    #: gamma and beta.
+    affine: tuple[Float32, Float32] | None
     #: Whether mean and variance came from this batch, and so depend on x.
     from_batch: bool
+    #: Whether a ReLU followed in the same call.
+    with_relu: bool = False
 
 
 class FusedNorm:
@@ -37,19 +40,20 @@ class FusedNorm:
 
     def batch_norm(
         self, x: Float32, mean: Float32, var: Float32, affine: tuple[Float32, Float32] | None, eps: float,
-        from_batch: bool,
+        from_batch: bool, with_relu: bool,
     ) -> tuple[Float32, Saved]:  # fmt: skip
         """Return the output and what the backward pass needs."""
         with np.errstate(all="ignore"):
             inv = np.float32(1) / np.sqrt(var + np.float32(eps))
-        gamma = None if affine is None else affine[0]
-        return norm.normalize(x, mean, inv, affine), Saved(x, mean, inv, gamma, from_batch)
+        return norm.normalize(x, mean, inv, affine, with_relu), Saved(x, mean, inv, affine, from_batch, with_relu)
 
     def batch_norm_gradients(self, dy: Float32, saved: Saved) -> tuple[Float32, Float32, Float32] | None:
         """Return dx, dgamma and dbeta."""
-        with np.errstate(all="ignore"):
-            scale = saved.inv if saved.gamma is None else saved.gamma * saved.inv
-        found = norm.gradients(dy, saved.x, saved.mean, saved.inv, scale, saved.from_batch)
+        with_relu = saved.with_relu
+        if with_relu and not saved.from_batch:
+            dy = norm.relu_gradient(norm.normalize(saved.x, saved.mean, saved.inv, saved.affine, True), dy)
+            with_relu = False
+        found = norm.gradients(dy, saved.x, saved.mean, saved.inv, saved.affine, saved.from_batch, with_relu)
         return found if all(np.isfinite(one).all() for one in found[1:]) else None
 
 

@@ -13,7 +13,17 @@ import numpy as np
 from fqtsim.kernels.ends import key
 from fqtsim.kernels.exact_sum import ROUNDER, exponent, magnitude, power, shift_of, value
 from fqtsim.kernels.jit import inner, kernel
-from fqtsim.kernels.norm_tile import centre, pair_tops, pair_totals, square_total, value_ends, value_total
+from fqtsim.kernels.norm_tile import (
+    centre,
+    centre_relu,
+    pair_tops,
+    pair_tops_relu,
+    pair_totals,
+    pair_totals_relu,
+    square_total,
+    value_ends,
+    value_total,
+)
 from fqtsim.kernels.threads import parts, run
 from fqtsim.kernels.vectors import LANES
 
@@ -70,26 +80,38 @@ def _statistics(x: Any, shift: int, first: int, last: int, out: Any) -> None:
         out[0, c], out[1, c] = mean, np.float32(value(top, total, shift))
 
 
-@inner
-def _normalize_row(x: Any, mean: Any, inv: Any, gamma: Any, beta: Any, y: Any) -> None:
+@kernel
+def _relu(x: Any, y: Any) -> None:
     for i in range(x.size):
-        y[i] = ((x[i] - mean) * inv) * gamma + beta
+        y[i] = np.float32(0) if x[i] <= 0 else x[i]
 
 
 @inner
-def _standardize_row(x: Any, mean: Any, inv: Any, y: Any) -> None:
+def _normalize_row(x: Any, numbers: Any, floor: Any, y: Any) -> None:
+    mean, inv, gamma, beta = numbers
     for i in range(x.size):
-        y[i] = (x[i] - mean) * inv
+        value = ((x[i] - mean) * inv) * gamma + beta
+        y[i] = np.float32(0) if value <= floor else value
+
+
+@inner
+def _standardize_row(x: Any, numbers: Any, floor: Any, y: Any) -> None:
+    mean, inv = numbers
+    for i in range(x.size):
+        value = (x[i] - mean) * inv
+        y[i] = np.float32(0) if value <= floor else value
 
 
 @kernel
-def _normalize(x: Any, mean: Any, inv: Any, gamma: Any, beta: Any, first: int, last: int, y: Any) -> None:
+def _normalize(x: Any, mean: Any, inv: Any, affine: Any, with_relu: bool, first: int, last: int, y: Any) -> None:
+    gamma, beta = affine
+    floor = np.float32(0 if with_relu else np.nan)  # of which nothing lies below
     for n in range(first, last):
         for c in range(x.shape[1]):
             if gamma.size:
-                _normalize_row(x[n, c], mean[c], inv[c], gamma[c], beta[c], y[n, c])
+                _normalize_row(x[n, c], (mean[c], inv[c], gamma[c], beta[c]), floor, y[n, c])
             else:
-                _standardize_row(x[n, c], mean[c], inv[c], y[n, c])
+                _standardize_row(x[n, c], (mean[c], inv[c]), floor, y[n, c])
 
 
 @inner
@@ -100,22 +122,34 @@ def _scaled_row(dy: Any, scale: Any, dx: Any) -> None:
 
 @kernel
 def _gradients(
-    dy: Any, x: Any, mean: Any, inv: Any, scale: Any, from_batch: bool, shift: int, first: int, last: int, dx: Any,
-    out: Any,
+    dy: Any, x: Any, sides: Any, how: Any, shift: int, first: int, last: int, dx: Any, out: Any
 ) -> None:  # fmt: skip
-    """Fill dx and out[:, first..last]: dgamma, dbeta; NaN where a term is not finite."""
+    """Fill dx and out[:, first..last]: dgamma, dbeta; NaN where a term is not finite.
+
+    sides: mean, inv, gamma, beta and scale of each channel. how: whether mean and inv came from x; whether a ReLU
+    followed, and then they did.
+    """
+    (mean, inv, gamma, beta, scale), (from_batch, with_relu) = sides, how
     count, extent = np.float32(x.shape[0] * x.shape[2]), _extent(x)
     for c in range(first, last):
-        places, numbers = (_channel(dy, c), _channel(x, c)), (mean[c], inv[c])
-        top, along_top = pair_tops(places, extent, numbers, ())
+        places, numbers = (_channel(dy, c), _channel(x, c)), (mean[c], inv[c], gamma[c], beta[c])
+        tops = pair_tops_relu(places, extent, numbers, ()) if with_relu else pair_tops(places, extent, numbers, ())
+        top, along_top = tops
         binades = _binade(top, shift), _binade(along_top, shift)
-        total, along = pair_totals(places, extent, numbers, binades)
+        if with_relu:
+            total, along = pair_totals_relu(places, extent, numbers, binades)
+        else:
+            total, along = pair_totals(places, extent, numbers, binades)
         dgamma = np.float32(value(along_top, _without(along, binades[1], extent), shift))
         dbeta = np.float32(value(top, _without(total, binades[0], extent), shift))
         out[0, c], out[1, c] = dgamma, dbeta
         if from_batch:
+            results = (*places, _channel(dx, c))
             means = np.float32(dbeta / count), np.float32(dgamma / count)
-            centre((*places, _channel(dx, c)), extent, (*numbers, scale[c], *means), ())
+            if with_relu:
+                centre_relu(results, extent, (*numbers, scale[c], *means), ())
+            else:
+                centre(results, extent, (*numbers, scale[c], *means), ())
         else:
             for n in range(x.shape[0]):
                 _scaled_row(dy[n, c], scale[c], dx[n, c])
@@ -133,33 +167,33 @@ def statistics(x: Array) -> Array:
     return out
 
 
-def normalize(x: Array, mean: Array, inv: Array, affine: tuple[Array, Array] | None) -> Array:
-    """Return ((x - mean) * inv) * gamma + beta, or without the last two."""
+def normalize(x: Array, mean: Array, inv: Array, affine: tuple[Array, Array] | None, with_relu: bool = False) -> Array:
+    """Return ((x - mean) * inv) * gamma + beta, or without the last two; with_relu: the larger of that and 0."""
     flat, y = _flat(x), np.empty(x.shape, np.float32)
     none = np.empty(0, np.float32)
-    gamma, beta = (none, none) if affine is None else affine
-    run(lambda i, j: _normalize(flat, mean, inv, gamma, beta, i, j, _flat(y)), parts(len(x), flat[0].size))
+    scales = (none, none) if affine is None else affine
+    run(lambda i, j: _normalize(flat, mean, inv, scales, with_relu, i, j, _flat(y)), parts(len(x), flat[0].size))
     return y
 
 
 def gradients(
-    dy: Array, x: Array, mean: Array, inv: Array, scale: Array, from_batch: bool
+    dy: Array, x: Array, mean: Array, inv: Array, affine: tuple[Array, Array] | None, from_batch: bool, with_relu: bool
 ) -> tuple[Array, Array, Array]:
-    """Return dx, dgamma and dbeta; the last two NaN or infinite where a term is not finite, or a sum beyond float32."""
+    """Return dx, dgamma and dbeta; the last two NaN or infinite where a term is not finite, or a sum beyond float32.
+
+    with_relu: dy counts where the ReLU's output is positive; from_batch then.
+    """
     flat, dx = _flat(x), np.empty(x.shape, np.float32)
     out, terms = np.empty((2, x.shape[1]), np.float32), flat.shape[0] * flat.shape[2]
     grads, shift = _flat(dy), shift_of(terms)
+    gamma, beta = (np.ones_like(inv), np.zeros_like(inv)) if affine is None else affine
+    with np.errstate(all="ignore"):  # of one value a channel
+        sides = mean, inv, gamma, beta, inv if affine is None else gamma * inv
     run(
-        lambda i, j: _gradients(grads, flat, mean, inv, scale, from_batch, shift, i, j, _flat(dx), out),
+        lambda i, j: _gradients(grads, flat, sides, (from_batch, with_relu), shift, i, j, _flat(dx), out),
         parts(x.shape[1], terms),
     )
     return dx, out[0], out[1]
-
-
-@kernel
-def _relu(x: Any, y: Any) -> None:
-    for i in range(x.size):
-        y[i] = np.float32(0) if x[i] <= 0 else x[i]
 
 
 @kernel

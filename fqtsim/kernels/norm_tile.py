@@ -97,13 +97,17 @@ class _Channel:
         halves = self.over(len(self.places), [every(vector(INT64, HALF), 0)] * (2 * count), added)
         return [reduced(builder, "add", builder.add(*halves[2 * i : 2 * i + 2])) for i in range(count)]
 
-    def standardized(self, x: Any) -> Any:
-        """Return (x - mean) * inv, the first two numbers."""
-        return self.builder.fmul(self.builder.fsub(x, self.numbers[0]), self.numbers[1])
+    def pair(self, dy: Any, x: Any, with_relu: bool) -> tuple[Any, Any]:
+        """Return dy, 0 where a ReLU behind the batch norm passed nothing on, and xhat = (x - mean) * inv.
 
-    def along(self, dy: Any, x: Any) -> Any:
-        """Return the terms of gamma's gradient."""
-        return self.builder.fmul(dy, self.standardized(x))
+        The first numbers are mean, inv, gamma and beta.
+        """
+        builder, (mean, inv, gamma, beta) = self.builder, self.numbers[:4]
+        xhat = builder.fmul(builder.fsub(x, mean), inv)
+        if with_relu:
+            y, zero = builder.fadd(builder.fmul(xhat, gamma), beta), every(x.type, 0.0)
+            dy = builder.select(builder.fcmp_ordered(">", y, zero), dy, zero)
+        return dy, xhat
 
 
 def _pass(result: Any, write: Callable[[_Channel], list[Any]]) -> Any:
@@ -147,24 +151,35 @@ def _squares(channel: _Channel) -> list[Any]:
     return channel.totals(square)
 
 
-def _pair_tops(channel: _Channel) -> list[Any]:
-    """Return the largest magnitude patterns of dy and of dy * (x - mean) * inv."""
+def _pair_tops(with_relu: bool, channel: _Channel) -> list[Any]:
+    """Return the largest magnitude patterns of dy and of dy * xhat."""
     builder = channel.builder
 
     def raised(inputs: list[Any], values: list[Any], _offset: Any, mask: Any) -> list[Any]:
-        found = [channel.within(mask, patterns(builder, x), 0) for x in (inputs[0], channel.along(*inputs))]
+        dy, xhat = channel.pair(inputs[0], inputs[1], with_relu)
+        found = [channel.within(mask, patterns(builder, x), 0) for x in (dy, builder.fmul(dy, xhat))]
         return [nearer(builder, ">", *both) for both in zip(found, values, strict=True)]
 
     return [reduced(builder, "smax", top) for top in channel.over(2, [every(vector(INT32), 0)] * 2, raised)]
 
 
-def _centre(channel: _Channel) -> list[Any]:
-    """Write dx: places are those of dy, x and dx, numbers mean, inv, scale, mean of dy, mean along x."""
-    builder, (scale, dy_mean, along) = channel.builder, channel.numbers[2:]
+def _pair_totals(with_relu: bool, channel: _Channel) -> list[Any]:
+    """Return the sums over dy and over dy * xhat."""
+
+    def terms(dy: Any, x: Any) -> list[Any]:
+        dy, xhat = channel.pair(dy, x, with_relu)
+        return [dy, channel.builder.fmul(dy, xhat)]
+
+    return channel.totals(terms)
+
+
+def _centre(with_relu: bool, channel: _Channel) -> list[Any]:
+    """Write dx: places are those of dy, x and dx; behind the first four numbers scale and the means of both sums."""
+    builder, (scale, dy_mean, along) = channel.builder, channel.numbers[4:]
 
     def centred(inputs: list[Any], values: list[Any], offset: Any, mask: Any) -> list[Any]:
-        dy, x = inputs
-        moved = builder.fsub(builder.fsub(dy, dy_mean), builder.fmul(channel.standardized(x), along))
+        dy, xhat = channel.pair(inputs[0], inputs[1], with_relu)
+        moved = builder.fsub(builder.fsub(dy, dy_mean), builder.fmul(xhat, along))
         dx, at = builder.fmul(scale, moved), builder.add(channel.places[2], offset)
         if mask is None:
             store(builder, dx, at)
@@ -181,6 +196,6 @@ _TWO_PATTERNS: Any = types.UniTuple(types.int32, 2)  # type: ignore[no-untyped-c
 value_ends = _pass(_TWO_PATTERNS, _value_ends)
 value_total = _pass(types.int64, lambda channel: channel.totals(lambda x: [x]))
 square_total = _pass(types.int64, _squares)
-pair_tops = _pass(_TWO_PATTERNS, _pair_tops)
-pair_totals = _pass(_TWO_SUMS, lambda channel: channel.totals(lambda dy, x: [dy, channel.along(dy, x)]))
-centre = _pass(types.void, _centre)
+pair_tops, pair_tops_relu = (_pass(_TWO_PATTERNS, partial(_pair_tops, with_relu)) for with_relu in (False, True))
+pair_totals, pair_totals_relu = (_pass(_TWO_SUMS, partial(_pair_totals, with_relu)) for with_relu in (False, True))
+centre, centre_relu = (_pass(types.void, partial(_centre, with_relu)) for with_relu in (False, True))

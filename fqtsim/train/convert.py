@@ -89,6 +89,7 @@ class _Builder:
         # Our layers take the copy's parameters and buffers: training leaves the original untouched.
         self.copy = copy.deepcopy(module)
         self.layers: dict[str, Layer] = {}
+        self.norms: dict[str, layers.BatchNorm] = {}
         self.steps: list[tuple[Layer, tuple[int, ...], tuple[int, ...]]] = []
         self.slots = 1
         #: Slots that hold each value, one per reader that has not taken its own yet.
@@ -98,8 +99,9 @@ class _Builder:
         readers = self._count_readers()
         self._add(layers.Entry("input", self.run), [0], Value(0), readers)
         for call in self.captured.calls:
-            slots = [self.available[value].pop(0) for value in call.op.inputs]
-            self._add(self._layer(call), slots, call.output, readers)
+            if not self._joined(call, readers):
+                slots = [self.available[value].pop(0) for value in call.op.inputs]
+                self._add(self._layer(call), slots, call.output, readers)
         last = self.available[self.captured.output].pop(0)
         output = self._new_slots(1)
         self.steps.append((layers.Exit("output", self.run), (last,), output))
@@ -116,6 +118,15 @@ class _Builder:
                 readers[value] = readers.get(value, 0) + 1
         return readers
 
+    def _joined(self, call: Call, readers: dict[Value, int]) -> bool:
+        """Make a ReLU part of the batch norm that it alone reads (S5.11: the same bits, two passes of memory less)."""
+        before = next((other for other in self.captured.calls if other.output in call.op.inputs), None)
+        if call.op.kind != "relu" or before is None or before.op.kind != "batch_norm" or readers[before.output] > 1:
+            return False
+        self.norms[before.name].with_relu = True
+        self._offer(call.name, tuple(self.available.pop(before.output)), call.output, readers)
+        return True
+
     def _new_slots(self, count: int) -> tuple[int, ...]:
         self.slots += count
         return tuple(range(self.slots - count, self.slots))
@@ -124,8 +135,12 @@ class _Builder:
         """Append a step, and a Fork after it where several layers read its result."""
         written = self._new_slots(1)
         self.steps.append((layer, tuple(reads), written))
+        self._offer(layer.name, written, value, readers)
+
+    def _offer(self, name: str, written: tuple[int, ...], value: Value, readers: dict[Value, int]) -> None:
+        """Let every reader of a value that stands in a slot have a slot of its own."""
         if readers[value] > 1:
-            fork = layers.Fork(f"{layer.name} (fork)", self.run, readers[value])
+            fork = layers.Fork(f"{name} (fork)", self.run, readers[value])
             copies = self._new_slots(readers[value])
             self.steps.append((fork, written, copies))
             written = copies
@@ -157,7 +172,7 @@ class _Builder:
         elif call.op.kind == "dropout":
             made = layers.Dropout(name, run, options, self.index[name])
         elif call.op.kind == "batch_norm":
-            made = layers.BatchNorm(name, run, module)
+            made = self.norms[name] = layers.BatchNorm(name, run, module)
         elif call.op.kind == "linear":
             made = gemm_layers.Linear(name, run, self.index[name], module, self.recipe, self.hardware[name])
         else:

@@ -239,7 +239,7 @@ class Dropout(Layer):
 
 
 class BatchNorm(Layer):
-    """Batch norm over every dimension but 1, with the options of torch's module."""
+    """Batch norm over every dimension but 1, with the options of torch's module, and with_relu the ReLU behind it."""
 
     running_mean: torch.Tensor | None
     running_var: torch.Tensor | None
@@ -252,6 +252,8 @@ class BatchNorm(Layer):
         for key in ("running_mean", "running_var", "num_batches_tracked"):
             self.register_buffer(key, getattr(module, key))
         self.channels, self.ranks = module.num_features, _ranks(module)
+        #: Whether a ReLU that nothing else reads the input of is part of this layer.
+        self.with_relu = False
 
     def weights(self) -> tuple[torch.nn.Parameter, ...]:
         return () if self.weight is None else (self.weight, self.bias)
@@ -265,7 +267,7 @@ class BatchNorm(Layer):
         else:
             mean, var = p.array(self.running_mean), p.array(self.running_var)
         affine = None if self.weight is None else (p.array(self.weight), p.array(self.bias))
-        return norm.batch_norm(x[0], mean, var, affine, self.eps, from_batch, p)
+        return norm.batch_norm(x[0], mean, var, affine, self.eps, from_batch, p, self.with_relu)
 
     def _batch(self, x: Array) -> tuple[Array, Array]:
         if norm.terms(x) < 2 and self.training:

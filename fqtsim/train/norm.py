@@ -25,6 +25,8 @@ class Normalized:
     gamma: Array | None
     #: Whether mean and variance came from this batch, and so depend on x.
     from_batch: bool
+    #: The output of a ReLU that followed in the same call.
+    rectified: Array | None = None
 
 
 def channel_axes(x: Array) -> tuple[int, ...]:
@@ -55,9 +57,13 @@ def _prove(fused: Any) -> None:
     x, dy, affine = numbers((6, 5, 7, 9), 3), numbers((6, 5, 7, 9), 4), numbers((2, 5), 5)
     mean, var, unbiased = batch_statistics(x, SEQUENCES)
     pairs: list[tuple[str, Any, Any]] = [("batch norm statistics", fused.batch_statistics(x), (mean, var, unbiased))]
-    for scale, from_batch in ((tuple(affine), True), (None, False)):
+    for scale, from_batch, with_relu in (
+        (tuple(affine), True, False),
+        (tuple(affine), True, True),
+        (None, False, True),
+    ):
         rest = x, mean, var, scale, 1e-5, from_batch
-        (ours, saved), (theirs, kept) = fused.batch_norm(*rest), batch_norm(*rest, SEQUENCES)
+        (ours, saved), (theirs, kept) = fused.batch_norm(*rest, with_relu), batch_norm(*rest, SEQUENCES, with_relu)
         pairs.append(("batch norm", (ours,), (theirs,)))
         gradients = batch_norm_gradients(dy, kept, SEQUENCES)
         pairs.append(("batch norm gradients", fused.batch_norm_gradients(dy, saved), gradients))
@@ -81,20 +87,33 @@ def batch_statistics(x: Array, p: Primitives) -> tuple[Array, Array, Array]:
 
 
 def batch_norm(
-    x: Array, mean: Array, var: Array, affine: tuple[Array, Array] | None, eps: float, from_batch: bool, p: Primitives
-) -> tuple[Array, Any]:
-    """Return xhat * gamma + beta with xhat = (x - mean) * (1 / sqrt(var + eps)), and what backward needs."""
+    x: Array, mean: Array, var: Array, affine: tuple[Array, Array] | None, eps: float, from_batch: bool, p: Primitives,
+    with_relu: bool = False,
+) -> tuple[Array, Any]:  # fmt: skip
+    """Return xhat * gamma + beta with xhat = (x - mean) * (1 / sqrt(var + eps)), and what backward needs.
+
+    with_relu: the ReLU of that instead.
+    """
     fused = _fused(p)
     if fused is not None:
-        normalized: tuple[Array, Any] = fused.batch_norm(x, mean, var, affine, eps, from_batch)
+        normalized: tuple[Array, Any] = fused.batch_norm(x, mean, var, affine, eps, from_batch, with_relu)
         return normalized
     inv = p.divide(ONE, p.sqrt(p.add(var, np.float32(eps))))
-    xhat = p.multiply(p.subtract(x, per_channel(mean, x)), per_channel(inv, x))
-    if affine is None:
-        return xhat, Normalized(xhat, inv, None, from_batch)
-    gamma, beta = affine
-    y = p.add(p.multiply(xhat, per_channel(gamma, x)), per_channel(beta, x))
-    return y, Normalized(xhat, inv, gamma, from_batch)
+    return _normalized(x, mean, inv, affine, from_batch, p, with_relu)
+
+
+def _normalized(
+    x: Array, mean: Array, inv: Array, affine: tuple[Array, Array] | None, from_batch: bool, p: Primitives,
+    with_relu: bool,
+) -> tuple[Array, Normalized]:  # fmt: skip
+    y = xhat = p.multiply(p.subtract(x, per_channel(mean, x)), per_channel(inv, x))
+    if affine is not None:
+        y = p.add(p.multiply(xhat, per_channel(affine[0], x)), per_channel(affine[1], x))
+    gamma = None if affine is None else affine[0]
+    if not with_relu:
+        return y, Normalized(xhat, inv, gamma, from_batch)
+    rectified = p.relu(y)
+    return rectified, Normalized(xhat, inv, gamma, from_batch, rectified)
 
 
 def batch_norm_gradients(dy: Array, saved: Any, p: Primitives) -> tuple[Array, Array, Array]:
@@ -108,8 +127,9 @@ def batch_norm_gradients(dy: Array, saved: Any, p: Primitives) -> tuple[Array, A
         found: tuple[Array, Array, Array] | None = fused.batch_norm_gradients(dy, saved)
         if found is not None:
             return found
-        xhat = p.multiply(p.subtract(saved.x, per_channel(saved.mean, dy)), per_channel(saved.inv, dy))
-        saved = Normalized(xhat, saved.inv, saved.gamma, saved.from_batch)
+        saved = _by_sequence(saved, p)
+    if saved.rectified is not None:
+        dy = p.relu_gradient(saved.rectified, dy)
     axes = channel_axes(dy)
     dgamma = p.exact_sum(p.multiply(dy, saved.xhat), axes)
     dbeta = p.exact_sum(dy, axes)
@@ -120,6 +140,11 @@ def batch_norm_gradients(dy: Array, saved: Any, p: Primitives) -> tuple[Array, A
     centred = p.subtract(dy, per_channel(p.divide(dbeta, count), dy))
     along = p.multiply(saved.xhat, per_channel(p.divide(dgamma, count), dy))
     return p.multiply(per_channel(scale, dy), p.subtract(centred, along)), dgamma, dbeta
+
+
+def _by_sequence(saved: Any, p: Primitives) -> Normalized:
+    """Return what the sequence would have kept where a fused form ran."""
+    return _normalized(saved.x, saved.mean, saved.inv, saved.affine, saved.from_batch, p, saved.with_relu)[1]
 
 
 def running(old: Array, new: Array, momentum: float, p: Primitives) -> Array:
