@@ -24,6 +24,7 @@ from fqtsim.kernels import tile as tiles
 from fqtsim.kernels.chain_tile import Form, Kind
 from fqtsim.kernels.looks import ROUND_UP
 from fqtsim.kernels.tile import Tile
+from fqtsim.kernels.transpose import EDGE
 
 SMALLEST = 1 << 24
 """Products from which a walk of the chain's own kind is worth its compilation."""
@@ -202,24 +203,26 @@ def gradient(job: Gradient, datapath: Datapath) -> tuple[GemmResult, Array, Arra
     vectors = next(count for count in (1, 2, 4) if outputs <= count * kernels.LANES or count == 4)
     shape = Tile(8 // vectors, vectors)
     kind = native.kind._replace(words="apart", twice=True, walk="positions", shape=shape)
-    lanes, unlimited = _correlate(job, native._replace(kind=kind), most)
+    lanes, unlimited, sums = _correlate(job, native._replace(kind=kind), most)
     codes = (lanes.astype(np.int64) - native.lane.offset).astype(np.int32)
     if lowered.unlimited.fits_signed(32):
         unlimited = unlimited.astype(np.int32)
     result = finish(codes, unlimited, lowered, code_dtype(datapath))
-    dh, sums = _short(job.dh), np.empty(outputs, np.int64)
-    threads.run(lambda first, last: kernels.channel_sums(dh, sums, first, last), threads.parts(outputs, dh[:, 0].size))
     return result, np.zeros(len(codes), np.int64), sums
 
 
-def _correlate(job: Gradient, plan: Plan, most: int) -> tuple[Array, Array]:
-    """Return the lanes and U, (KH * KW * C, CO) each; the int32 sums of `most` samples fit."""
+def _correlate(job: Gradient, plan: Plan, most: int) -> tuple[Array, Array, Array]:
+    """Return the lanes and U, (KH * KW * C, CO) each, and what the channels of dh sum to.
+
+    The int32 sums of `most` samples fit.
+    """
     x, fill, dh = _short(job.codes), _short(job.fill), _short(job.dh)
     layout, kind, outputs = job.walk.layout(x.shape[2:]), plan.kind, dh.shape[1]
     width, rows = kind.tile.vectors * kernels.LANES, kind.tile.rows
     n_tiles, n_words = -(-outputs // width), -(-layout.positions // 2)
     count = min(len(x), most, max(1, MOST_WORDS // (n_tiles * n_words * width)))
-    words = np.empty((count, n_tiles, n_words, width), np.int32)
+    room = np.empty((count, n_tiles, -(-n_words // EDGE) * EDGE, width), np.int32)
+    words = room[:, :, :n_words]
     walk = kernels.gradient_walk(kind)
     blocks = threads.parts(-(-x.shape[1] // rows), rows * len(layout.shifts) * dh[:, 0].size * outputs // 16)
     spans = [(first * rows, min(last * rows, x.shape[1])) for first, last in blocks]
@@ -228,6 +231,7 @@ def _correlate(job: Gradient, plan: Plan, most: int) -> tuple[Array, Array]:
         for first, last in spans
     }
     totals = {span: np.zeros(work.acc.shape, np.int64) for span, work in works.items()}
+    column_sums = np.empty((len(x), outputs), np.int64)
     for work in works.values():
         work.acc[:] = plan.lane.offset
 
@@ -241,7 +245,7 @@ def _correlate(job: Gradient, plan: Plan, most: int) -> tuple[Array, Array]:
             work.unlimited[:] = 0
 
         threads.run(
-            lambda first, last: kernels.gradient_words(gradients, layout.width, words, first, last),
+            lambda first, last: kernels.place_gradients(gradients, layout, room, column_sums[samples], first, last),
             threads.parts(len(some), gradients[0].size),
         )
         threads.run(part, spans)
@@ -252,4 +256,4 @@ def _correlate(job: Gradient, plan: Plan, most: int) -> tuple[Array, Array]:
         np.concatenate([found[span][:, : span[1] - span[0], :outputs] for span in spans], axis=1).reshape(-1, outputs)
         for found in ({span: work.acc for span, work in works.items()}, totals)
     )
-    return lanes, sums
+    return lanes, sums, column_sums.sum(0)

@@ -291,41 +291,42 @@ def _add_bytes(bytes_: Any, total: Any) -> None:
 
 
 @inner
-def _sum(codes: Any) -> Any:
-    total = np.int32(0)
+def sum_of(codes: Any) -> Any:
+    """Return the sum of contiguous codes."""
+    total = np.int64(0)
     for i in range(codes.size):
-        total += np.int32(codes[i])
+        total += codes[i]
     return total
 
 
 @inner
-def gradient_words(dh: Any, width: int, line: Any, placed: Any, words: Any, column_sums: Any) -> None:
-    """Write dh (CO, OH, OW) bytes as words of four positions, words (positions / 4, CO or more); add up its codes.
+def gradient_words(dh: Any, start: int, width: int, line: Any, placed: Any, words: Any) -> None:
+    """Write dh (CO, OH, OW), channels from start on, as words of positions: words (EDGE at a time, channels).
 
-    Rows are `width` places long, those past the end are 0. line, (OH * OW and a vector more), and placed, (EDGE, 4
-    bytes a word and a vector more), are working space.
+    Rows are `width` places long, those past the end are 0. line, (OH * OW and a vector more), and placed, (EDGE, a
+    channel's places and a vector more), are working space of dh's type.
     """
     outputs, rows, columns = dh.shape
-    size, word = rows * columns, words[0, 0]
+    item, size, word = dh.itemsize, rows * columns, words[0, 0]
+    places = 4 * len(words) // item
     for first in range(0, words.shape[1], EDGE):
         for r in range(EDGE):
-            o, own = first + r, placed[r]
+            o, own = start + first + r, placed[r]
             if o >= outputs:
                 own.fill(0)
                 continue
-            codes, source = dh[o].reshape(-1), dh.ctypes.data + o * size
-            column_sums[o] += _sum(codes.view(np.int8))
-            if (outputs - 1 - o) * size < VECTOR:  # whole vectors of dh itself would end behind it
-                copy_codes(codes, line)
+            source = dh.ctypes.data + o * size * item
+            if (outputs - 1 - o) * size * item < VECTOR:  # whole vectors of dh itself would end behind it
+                copy_codes(dh[o].reshape(-1), line)
                 source = line.ctypes.data
-            copy_rows(own.ctypes.data, width, source, columns, rows, columns, 0)
+            copy_rows(own.ctypes.data, width * item, source, columns * item, rows, columns * item, 0)
             for y in range(rows - 1):
                 for j in range(y * width + columns, (y + 1) * width):
                     own[j] = 0
-            own[(rows - 1) * width + columns : 4 * len(words)].fill(0)
+            own[(rows - 1) * width + columns : places].fill(0)
         for j in range(0, len(words), EDGE):
             source, target = placed.ctypes.data + 4 * j, words.ctypes.data + 4 * (j * words.shape[1] + first)
-            transpose_block(source, placed.shape[1], 0, target, 4 * words.shape[1], word, word)
+            transpose_block(source, placed.shape[1] * item, 0, target, 4 * words.shape[1], word, word)
 
 
 @kernel
@@ -385,7 +386,9 @@ def weight_walk(vectors: int) -> Any:
         n_words = ((layout.rows - 1) * layout.width + layout.columns + 3) // 4
         for n in range(first, last):
             byte_planes(x[n], fill[n], flip, layout, line, planes)
-            gradient_words(dh[n], layout.width, line, placed, words, columns)
+            gradient_words(dh[n], 0, layout.width, line, placed, words)
+            for o in range(columns.size):
+                columns[o] += sum_of(dh[n, o].reshape(-1).view(np.int8))
             _add_bytes(flat[: places.size], places)
             for t in range(shifts.size):
                 plane = flat.ctypes.data + phases[t] * size + shifts[t]

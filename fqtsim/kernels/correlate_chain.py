@@ -15,9 +15,11 @@ from fqtsim.kernels.correlate import (
     Layout,
     add_taps,
     copy_codes,
+    gradient_words,
     place_image,
     scaled_shifted,
     store_codes,
+    sum_of,
     without_ends,
 )
 from fqtsim.kernels.ends import ends
@@ -25,6 +27,7 @@ from fqtsim.kernels.gemm import count_events
 from fqtsim.kernels.jit import inner, kernel, kernel_of, made_once
 from fqtsim.kernels.looks import ROUND_UP, may_pass, tile_ends
 from fqtsim.kernels.tile import VECTOR, Tile, lanes
+from fqtsim.kernels.transpose import EDGE
 
 LANES = lanes(np.int32)
 
@@ -311,39 +314,18 @@ def image_walk(kind: Kind) -> Any:
 
 
 @kernel
-def gradient_words(dh: Any, width: int, words: Any, first: int, last: int) -> None:
-    """Write samples first..last of dh (N, CO, OH, OW) as words of two positions: words (N, tiles, words, CO a tile).
+def place_gradients(dh: Any, layout: Any, words: Any, sums: Any, first: int, last: int) -> None:
+    """Write samples first..last of dh (N, CO, OH, OW) int16 as words of two positions, and what its channels sum to.
 
-    Rows are `width` places long; those past the end are 0.
+    words (N, tiles, words and more up to EDGE, CO a tile) int32, sums (N, CO) int64.
     """
-    columns = words.shape[3]
+    line = np.empty(dh.shape[2] * dh.shape[3] + VECTOR, np.int16)
+    placed = np.empty((EDGE, 2 * words.shape[2] + VECTOR), np.int16)
     for n in range(first, last):
-        words[n].fill(0)
+        for tile in range(words.shape[1]):
+            gradient_words(dh[n], tile * words.shape[3], layout.width, line, placed, words[n, tile])
         for o in range(dh.shape[1]):
-            part = words[n, o // columns, :, o % columns]
-            for y in range(dh.shape[2]):
-                row, begin = dh[n, o, y], y * width
-                for i in range(row.size):
-                    place = begin + i
-                    part[place >> 1] |= np.int32(np.int64(row[i] & 0xFFFF) << (16 * (place & 1)))
-
-
-@kernel
-def channel_sums(dh: Any, out: Any, first: int, last: int) -> None:
-    """Write to out (CO,) int64 what channels first..last of dh (N, CO, OH, OW) sum to."""
-    for o in range(first, last):
-        total = np.int64(0)
-        for n in range(dh.shape[0]):
-            total += _sum_of(dh[n, o].reshape(-1))
-        out[o] = total
-
-
-@inner
-def _sum_of(codes: Any) -> Any:
-    total = np.int64(0)
-    for i in range(codes.size):
-        total += codes[i]
-    return total
+            sums[n, o] = sum_of(dh[n, o].reshape(-1))
 
 
 class GradientWork(NamedTuple):
@@ -377,7 +359,7 @@ def gradient_walk(kind: Kind) -> Any:
     def correlate(
         x: Any, fill: Any, words: Any, layout: Any, parameters: Any, work: Any, first: int, last: int
     ) -> None:
-        """Take samples of x (N, C, H, W), channels first..last, and of dh, as `gradient_words` writes it, in order."""
+        """Take samples of x (N, C, H, W), channels first..last, and of dh, as `place_gradients` writes it, in order."""
         phases, shifts, down, across = layout.phases, layout.shifts, layout.down, layout.across
         flat, planes, line, acc, unlimited = work
         pitch, apart = 4 * acc.shape[2], 2 * planes.shape[1] * planes.shape[2]

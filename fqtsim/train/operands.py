@@ -9,7 +9,7 @@ import numpy as np
 
 from fqtsim.backends.arrays import Array
 from fqtsim.errors import InputError
-from fqtsim.kernels import threads
+from fqtsim.kernels.differences import differences
 from fqtsim.words import IntFormat, ZeroPoint
 
 __all__ = ["Array", "Operand", "decoded", "encoded"]
@@ -65,18 +65,6 @@ def _on_device(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
     return operand(tensor, port, zero_point)
 
 
-def _differences(codes: Array, zeros: Array) -> Array:
-    """Return codes less the zero points of dimension 0, or less one for all, in the type of the latter."""
-    out = np.empty(codes.shape, zeros.dtype)
-    shape = zeros.shape + (1,) * (codes.ndim - zeros.ndim) if zeros.ndim else ()
-    each = np.broadcast_to(zeros.reshape(shape), codes.shape)
-    threads.run(
-        lambda first, last: np.subtract(codes[first:last], each[first:last], out=out[first:last]),
-        threads.parts(len(codes), codes.size // max(1, len(codes))),
-    )
-    return out
-
-
 def encoded(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
     """Return a QTensor as the port of a datapath takes it.
 
@@ -95,7 +83,7 @@ def encoded(tensor: Any, port: IntFormat, zero_point: ZeroPoint) -> Operand:
     if zero_point is ZeroPoint.BEFORE_MULTIPLY:
         # The difference enters the multiplier: one bit wider, signed, and real zero is 0.
         wide = np.dtype(IntFormat(port.bits + 1, True).storage)
-        codes = _differences(codes, zeros.astype(wide))
+        codes = differences(codes, zeros.astype(wide))
         zeros = np.zeros_like(zeros)
     offset = None if tensor.offset is None else np.asarray(tensor.offset)
     return Operand(codes, np.asarray(tensor.step), zeros, offset)

@@ -1,0 +1,31 @@
+"""Codes less the zero points of their rows, which a multiplier takes where zero points go in before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fqtsim.kernels.jit import kernel
+from fqtsim.kernels.threads import parts, run
+
+Array = np.ndarray[Any, Any]
+
+
+@kernel
+def _subtract(codes: Any, zeros: Any, first: int, last: int, out: Any) -> None:
+    for n in range(first, last):
+        zero, row, target = zeros[n], codes[n], out[n]
+        for i in range(row.size):
+            target[i] = row[i] - zero
+
+
+def differences(codes: Array, zeros: Array) -> Array:
+    """Return codes less the zero points (N,) of dimension 0, or less one for all, (), in the type of the latter."""
+    flat = np.ascontiguousarray(codes).reshape(len(codes) if zeros.ndim else 1, -1)
+    each, out = zeros.reshape(-1), np.empty(flat.shape, zeros.dtype)
+    if len(flat) > 1:
+        run(lambda first, last: _subtract(flat, each, first, last, out), parts(len(flat), flat.shape[1]))
+    else:
+        run(lambda first, last: _subtract(flat[:, first:last], each, 0, 1, out[:, first:last]), parts(flat.size))
+    return out.reshape(codes.shape)
