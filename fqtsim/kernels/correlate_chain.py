@@ -237,19 +237,21 @@ def _tile_walk(kind: Kind) -> Any:
         return False
 
     @inner
-    def walk(taps: Any, exact_taps: Any, look: Any, parameters: Any, lane: Any, work: Any, padded: int) -> None:
-        """Perform the additions of all tiles; with a look, only where it proves nothing. Lanes and U are fresh."""
+    def walk(
+        taps: Any, exact_taps: Any, look: Any, looks: bool, parameters: Any, lane: Any, work: Any, padded: int
+    ) -> None:
+        """Perform the additions of all tiles; with looks, only where they prove nothing. Lanes and U are fresh."""
         for q in range(0, padded, span):
             for t in range(taps.words.shape[0]):
                 near = True
-                if look.limits.size:
+                if looks:
                     near = add_and_look(exact_taps, look, parameters, work, t, q, padded)
                     work.opened[t, q // span] = near
                 if near:
                     step(taps, parameters, work, t, q, padded)
-            for t in range(0 if look.limits.size else exact_taps.words.shape[0]):
+            for t in range(0 if looks else exact_taps.words.shape[0]):
                 add(exact_taps, parameters, work, t, q, padded, 0, exact_taps.offsets.size)
-        for t in range(taps.words.shape[0] if look.limits.size else 0):
+        for t in range(taps.words.shape[0] if looks else 0):
             for q in range(0, padded if work.opened[t].any() else 0, span):
                 if not work.opened[t, q // span]:
                     _to_lanes(work.unlimited, t * rows * padded + q, padded, rows, span, lane, work.acc)
@@ -282,19 +284,20 @@ def image_walk(kind: Kind) -> Any:
         size, padded = down * across, (acc.size - VECTOR) // (taps.words.shape[0] * rows)
         counts, one = np.zeros(6, np.int64), np.zeros(6, np.int64)
         counts[3], counts[4] = np.int64(1) << 62, -(np.int64(1) << 62)
+        looks = look.limits.size > 0
         for n in range(first, last):
             _word_planes(x[n], fill[n], layout, work.line, work.planes)
             if zeros.any():
                 _patch_sums(work.planes, layout.phases, layout.shifts, work.sums, patches)
                 without_ends(work.patches, width, down, across, patch_channel)
-            if look.limits.size:
+            if looks:
                 _norms(work.planes, look, span, work.sums, patches, work.roots)
             acc.fill(np.int32(lane[0] << lane[1]))
             work.unlimited.fill(0)
-            walk(taps, exact_taps, look, parameters, lane, work, padded)
+            walk(taps, exact_taps, look, looks, parameters, lane, work, padded)
             for o in range(out.shape[1]):
                 # The codes are U, in the lanes where there are no exact taps, else in U where a look proves it.
-                in_u = look.limits.size > 0 and not work.opened[o // rows].any()
+                in_u = looks and not work.opened[o // rows].any()
                 is_u = in_u or exact_taps.words.shape[0] == 0
                 without_ends(work.unlimited[o * padded :] if in_u else acc[o * padded :], width, down, across, channel)
                 if not in_u:
@@ -308,6 +311,8 @@ def image_walk(kind: Kind) -> Any:
                 scaled_shifted(channel[:size], base, patch_channel[:size], np.float64(zb), scale, out[n, o])
                 if codes.size:
                     store_codes(channel, 0, codes[n, :, o])
+            # Where nothing at all is proven for one sample, nothing much will be for those like it.
+            looks = looks and not work.opened.all()
         return counts
 
     return convolve
