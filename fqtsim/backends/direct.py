@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,12 @@ def fits(codes: Array, other: Array, datapath: Datapath) -> bool:
 
 def any_code(codes: Array) -> Range:
     """Return the range of the type of codes."""
-    ends = np.iinfo(codes.dtype)
+    return _range_of(codes.dtype)
+
+
+@cache
+def _range_of(kind: Any) -> Range:
+    ends = np.iinfo(kind)
     return Range(int(ends.min), int(ends.max))
 
 

@@ -48,8 +48,9 @@ def as_float32(x: Operand) -> Float32:
 def _ieee(function: Callable[..., Any], *operands: Operand) -> Float32:
     """Return function(*operands), elementwise; in threads over dimension 0 where that is worth it."""
     arrays = [as_float32(operand) for operand in operands]
-    whole = max(arrays, key=np.size)
-    ranges = threads.parts(len(whole), whole.size // len(whole)) if whole.size and whole.ndim else []
+    whole = max(arrays, key=lambda array: array.size)
+    large = whole.size >= 2 * threads.SMALLEST_PART and whole.ndim
+    ranges = threads.parts(len(whole), whole.size // len(whole)) if large else []
     if len(ranges) < 2 or np.broadcast_shapes(*(array.shape for array in arrays)) != whole.shape:
         with np.errstate(all="ignore"):
             return np.asarray(function(*arrays))

@@ -8,6 +8,7 @@ grouping is integer arithmetic; the mixing is one rank-1 update per group, its s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def group_rows(ranges: list[int]) -> list[list[int]]:
     n = len(ranges)
     if n == 1:
         return [[0]]
-    order = sorted(range(n), key=lambda row: -ranges[row])  # stable: ties by row index
+    order = np.argsort([-one for one in ranges], kind="stable").tolist()  # ties by row index
     small, total = 1, sum(ranges) - ranges[order[-1]]
     while small < n - 1 and small * ranges[order[n - small - 1]] <= total:
         total -= ranges[order[n - small - 1]]
@@ -74,14 +75,15 @@ def scales(groups: list[list[int]], ranges: Array, peaks: Array, primitives: Pri
     mixed = [group for group in groups if len(group) > 1]
     if not mixed:
         return s
-    leaders, seconds = (np.array([group[i] for group in mixed]) for i in (0, 1))
-    rho = ratios(ranges[leaders], ranges[seconds], np.array([len(group) for group in mixed]), primitives)
-    tallest = np.array([peaks[group[1:]].max() for group in mixed], np.float64)
-    peak = np.maximum(peaks[leaders], rho * tallest)
+    sizes, rows = np.array([len(group) for group in mixed]), np.fromiter(chain.from_iterable(mixed), np.int64)
+    starts = np.cumsum(sizes) - sizes
+    leaders, heights = rows[starts], peaks[rows].astype(np.float64)
+    rho = ratios(ranges[leaders], ranges[rows[starts + 1]], sizes, primitives)
+    heights[starts] = 0  # of followers only
+    peak = np.maximum(peaks[leaders], rho * np.maximum.reduceat(heights, starts))
     exponents = np.clip(np.frexp(peak)[1], -100, 100)
+    s[rows] = np.repeat(np.ldexp(rho, -exponents), sizes)
     s[leaders] = np.ldexp(np.float32(1), -exponents)
-    for group, factor in zip(mixed, np.ldexp(rho, -exponents), strict=True):
-        s[group[1:]] = factor
     return s
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fqtsim.backends.direct import Gradient, Images, Side, Walk
 from fqtsim.train.gemm import Gemm, Matrix
 from fqtsim.train.geometry import Pair, Window
-from fqtsim.train.operands import Array, Operand
+from fqtsim.train.operands import Array, Operand, along
 
 Codes = Callable[[], tuple[Array, Array]]
 """The matrices a (M, K) and b (K, N) of a GEMM, made when an observer wants them."""
@@ -25,8 +25,7 @@ def _is_plain(*operands: Operand) -> bool:
 
 
 def _side(operand: Operand, count: int) -> Side:
-    zeros = np.broadcast_to(operand.zero_point, (count,)).astype(np.int64)
-    return Side(zeros, np.broadcast_to(np.asarray(operand.step), (count,)).astype(np.float64))
+    return Side(along(operand.zero_point, count, np.int64), along(operand.step, count, np.float64))
 
 
 def _pairs(function: Callable[[int], int]) -> Pair:

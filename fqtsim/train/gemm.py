@@ -14,7 +14,7 @@ from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import epilogue
 from fqtsim.train.lowering import Met, all_met
-from fqtsim.train.operands import Array
+from fqtsim.train.operands import Array, along
 from fqtsim.train.run import Run
 
 INT64_BITS = 63
@@ -197,4 +197,4 @@ def _offsets(offset: Array | None, count: int) -> Array:
 
 
 def _steps(step: Array | None, count: int) -> Array:
-    return np.ascontiguousarray(np.broadcast_to(np.asarray(step).astype(np.float64), (count,)))
+    return along(step, count, np.float64)
