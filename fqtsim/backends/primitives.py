@@ -50,7 +50,7 @@ def _ieee(function: Callable[..., Any], *operands: Operand) -> Float32:
     arrays = [as_float32(operand) for operand in operands]
     whole = max(arrays, key=lambda array: array.size)
     large = whole.size >= 2 * threads.SMALLEST_PART and whole.ndim
-    ranges = threads.parts(len(whole), whole.size // len(whole)) if large else []
+    ranges = threads.parts(len(whole), whole.size // len(whole), quick=True) if large else []
     if len(ranges) < 2 or np.broadcast_shapes(*(array.shape for array in arrays)) != whole.shape:
         with np.errstate(all="ignore"):
             return np.asarray(function(*arrays))

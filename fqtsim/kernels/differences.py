@@ -25,7 +25,10 @@ def differences(codes: Array, zeros: Array) -> Array:
     flat = np.ascontiguousarray(codes).reshape(len(codes) if zeros.ndim else 1, -1)
     each, out = zeros.reshape(-1), np.empty(flat.shape, zeros.dtype)
     if len(flat) > 1:
-        run(lambda first, last: _subtract(flat, each, first, last, out), parts(len(flat), flat.shape[1]))
+        run(lambda first, last: _subtract(flat, each, first, last, out), parts(len(flat), flat.shape[1], quick=True))
     else:
-        run(lambda first, last: _subtract(flat[:, first:last], each, 0, 1, out[:, first:last]), parts(flat.size))
+        run(
+            lambda first, last: _subtract(flat[:, first:last], each, 0, 1, out[:, first:last]),
+            parts(flat.size, quick=True),
+        )
     return out.reshape(codes.shape)

@@ -79,7 +79,7 @@ def extremes(codes: Any) -> tuple[int, int]:
     flat = codes.ravel()
     if flat.size <= FEW:
         return int(flat.min()), int(flat.max())
-    found = run(lambda first, last: ends(flat[first:last]), parts(flat.size))
+    found = run(lambda first, last: ends(flat[first:last]), parts(flat.size, quick=True))
     return min(int(low) for low, _ in found), max(int(high) for _, high in found)
 
 

@@ -172,7 +172,8 @@ def normalize(x: Array, mean: Array, inv: Array, affine: tuple[Array, Array] | N
     flat, y = _flat(x), np.empty(x.shape, np.float32)
     none = np.empty(0, np.float32)
     scales = (none, none) if affine is None else affine
-    run(lambda i, j: _normalize(flat, mean, inv, scales, with_relu, i, j, _flat(y)), parts(len(x), flat[0].size))
+    ranges = parts(len(x), flat[0].size, quick=True)
+    run(lambda i, j: _normalize(flat, mean, inv, scales, with_relu, i, j, _flat(y)), ranges)
     return y
 
 
@@ -206,7 +207,7 @@ def relu(x: Array) -> Array:
     """Return max(x, 0), never -0; NaN stays."""
     y = np.empty(x.shape, np.float32)
     source, target = np.ascontiguousarray(x).reshape(-1), y.reshape(-1)
-    run(lambda i, j: _relu(source[i:j], target[i:j]), parts(x.size))
+    run(lambda i, j: _relu(source[i:j], target[i:j]), parts(x.size, quick=True))
     return y
 
 
@@ -214,5 +215,5 @@ def relu_gradient(y: Array, dy: Array) -> Array:
     """Return dy where y is positive, else +0."""
     dx = np.empty(dy.shape, np.float32)
     outputs, grads, target = (np.ascontiguousarray(one).reshape(-1) for one in (y, dy, dx))
-    run(lambda i, j: _relu_gradient(outputs[i:j], grads[i:j], target[i:j]), parts(dy.size))
+    run(lambda i, j: _relu_gradient(outputs[i:j], grads[i:j], target[i:j]), parts(dy.size, quick=True))
     return dx

@@ -62,11 +62,11 @@ def extremes(x: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.N
     """Return minimum and maximum of each row of x (N, D), zeros as +0; infinite or NaN if any value of the row is."""
     bits = x.view(np.int32)
     keys = np.empty((len(x), 2), np.int32)
-    ranges = parts(len(x), x.shape[1])
+    ranges = parts(len(x), x.shape[1], quick=True)
     if len(x) > 1 or x.size < 2 * BLOCK:
         run(lambda i, j: _fill_extremes(bits, i, j, keys), ranges)
     else:
-        pieces = np.array(run(lambda i, j: widen(bits[0, i:j], LEAST, GREATEST), parts(x.size)), np.int32)
+        pieces = np.array(run(lambda i, j: widen(bits[0, i:j], LEAST, GREATEST), parts(x.size, quick=True)), np.int32)
         keys[0] = pieces[:, 0].min(), pieces[:, 1].max()
     return from_keys(keys)
 

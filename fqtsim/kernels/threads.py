@@ -23,7 +23,9 @@ import numba
 Result = TypeVar("Result")
 
 SMALLEST_PART = 1 << 16
-"""Elements below which a part is not worth a thread (about 20 microseconds of work)."""
+"""Elements below which a part is not worth a thread: about 60 microseconds of work, which handing it over takes too."""
+QUICK = 8
+"""How many times as many they must be where work goes as fast as memory does."""
 
 FEW_CPUS = 8
 """CPUs from which the system is trusted to find a thread another one than its caller's."""
@@ -74,9 +76,12 @@ def _pool(process: int) -> Pool:
     return Pool(os.cpu_count() or 1)
 
 
-def parts(count: int, elements_each: int = 1) -> list[tuple[int, int]]:
-    """Return ranges that cover 0..count, at most one a thread, of at least SMALLEST_PART elements unless it is one."""
-    wanted = min(count * elements_each // SMALLEST_PART, count)
+def parts(count: int, elements_each: int = 1, quick: bool = False) -> list[tuple[int, int]]:
+    """Return ranges that cover 0..count, at most one a thread, of at least SMALLEST_PART elements unless it is one.
+
+    quick: an element takes some tenth of a nanosecond, so more of them have to be worth a thread.
+    """
+    wanted = min(count * elements_each // (SMALLEST_PART * (QUICK if quick else 1)), count)
     if wanted < 2 or getattr(_inside, "worker", False):  # before asking Numba, which takes microseconds
         return [(0, count)]
     number = max(1, min(numba.get_num_threads(), wanted))

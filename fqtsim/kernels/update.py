@@ -38,5 +38,5 @@ def sgd(
     def part(i: int, j: int) -> None:
         _sgd(flat[0][i:j], flat[1][i:j], flat[2][i:j], (lr, mu, decay), nesterov, out[0][i:j], out[1][i:j])
 
-    run(part, parts(w.size))
+    run(part, parts(w.size, quick=True))
     return new, None if v is None else moved
