@@ -169,3 +169,15 @@ def test_all_rank_four_axis_sets_agree_with_float64() -> None:
     for count in range(5):
         for axes in itertools.combinations(range(4), count):
             assert np.array_equal(P.exact_sum(x, axes), x.sum(axis=axes, dtype=np.float64))
+
+
+@pytest.mark.parametrize("bad", [(np.nan, np.inf), (np.inf, np.inf), (-np.inf, np.inf)])
+def test_terms_that_are_not_finite_in_every_part_stop_the_step(
+    bad: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "SMALLEST_PART", 16)
+    monkeypatch.setattr(threads.numba, "get_num_threads", lambda: 2)
+    x = np.ones(4096, np.float32)
+    x[:900], x[-900:] = bad
+    with pytest.raises(TrainingStopped, match="not finite"):
+        P.exact_sum(x)

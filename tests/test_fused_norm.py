@@ -165,6 +165,8 @@ def test_groups_that_are_copied_first_and_those_that_are_not(columns: int, monke
         lambda p: p.mix(x, s, groups),
         lambda p: [p.unmix(x, s, groups)],
         lambda p: [p.reflect(x, groups[2:])],
+        lambda p: p.mix(x, s, groups[2:]),
+        lambda p: [p.unmix(x, s, groups[:4])],
     ):
         assert bits(call(FUSED)) == bits(call(PLAIN))
 

@@ -21,9 +21,14 @@ def _subtract(codes: Any, zeros: Any, first: int, last: int, out: Any) -> None:
 
 
 def differences(codes: Array, zeros: Array) -> Array:
-    """Return codes less the zero points (N,) of dimension 0, or less one for all, (), in the type of the latter."""
-    flat = np.ascontiguousarray(codes).reshape(len(codes) if zeros.ndim else 1, -1)
-    each, out = zeros.reshape(-1), np.empty(flat.shape, zeros.dtype)
+    """Return codes less the zero points (N,) of dimension 0, or less one for all, () or (1,), in the latter's type."""
+    if codes.size == 0:
+        return np.empty(codes.shape, zeros.dtype)
+    each = zeros.reshape(-1)
+    flat = np.ascontiguousarray(codes).reshape(1 if each.size == 1 else len(codes), -1)
+    if each.size != len(flat):
+        raise ValueError(f"zeros of shape {zeros.shape}: must be one, or one for each of {len(codes)} rows")
+    out = np.empty(flat.shape, zeros.dtype)
     if len(flat) > 1:
         run(lambda first, last: _subtract(flat, each, first, last, out), parts(len(flat), flat.shape[1], quick=True))
     else:

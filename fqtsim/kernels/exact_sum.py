@@ -148,6 +148,8 @@ def _one_long(x: Any, shift: int) -> Any:
     flat = x.reshape(-1)
     bits, ranges = flat.view(np.int32), parts(flat.size)
     top = max(run(lambda i, j: largest(bits[i:j]), ranges))
+    if top >= NOT_FINITE:  # whose terms would add up to no int64
+        return np.array(np.nan)
     scale = power(shift - exponent(top))
     total = sum(run(lambda i, j: scaled_sum(flat[i:j], scale), ranges))
     return np.array(value(top, total, shift))

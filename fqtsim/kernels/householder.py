@@ -114,16 +114,20 @@ class Mixed(NamedTuple):
 def mix(x: Array, groups: list[list[int]], sides: Array, divides: bool) -> Mixed:
     """Return Q x for x (N, D) float32, rows multiplied by their `sides` before, or divided by them after.
 
-    Rows in no group stay as they are; groups are of at most 2**22 rows each.
+    A row in no group is one of its own; groups are of at most 2**22 rows each.
     """
     count = x.shape[1]
+    missing = set(range(len(x))).difference(chain.from_iterable(groups)) if sum(map(len, groups)) < len(x) else ()
+    groups = [*groups, *([row] for row in sorted(missing))]
+    if not x.size:
+        return Mixed(x.copy(), True, np.empty((0 if divides else len(x), 2), np.int32))
     if count < LANES:  # whole vectors only: the last column again changes no extreme
         wide = mix(np.pad(x, ((0, 0), (0, LANES - count)), mode="edge"), groups, sides, divides)
         return wide._replace(rows=np.ascontiguousarray(wide.rows[:, :count]))
     x, sizes = np.ascontiguousarray(x), np.array([len(group) for group in groups])
     order, starts = np.fromiter(chain.from_iterable(groups), np.int64), np.concatenate([[0], np.cumsum(sizes)])
     roots, sides, largest = np.sqrt(sizes.astype(np.float32)), sides[order], int(sizes.max())
-    out = np.empty_like(x) if len(order) == len(x) else x.copy()
+    out = np.empty_like(x)
     values = largest * LANES + max(SCRATCH, largest * 4 * LANES) if largest > FEW else 0
 
     def part(first: int, last: int) -> tuple[bool, Array]:

@@ -64,7 +64,7 @@ class Sgd:
         new, momentum = {}, {name: p.array(v) for name, v in self.momentum.items()}
         rate, before = p.array(np.full(1, lr, np.float32)), p.faults.enter("") if fused is not None else ""
         for name, gradient in gradients.items():
-            step = parameters[name], gradient, momentum.get(name)
+            step = parameters[name], gradient, momentum[name] if self.settings.momentum else None
             rule = Rule(np.float32(self.settings.momentum), self._decay(name), self.settings.nesterov)
             if fused is None:
                 new[name], v = sequence(*step, lr, *rule, p)
