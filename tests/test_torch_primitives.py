@@ -112,12 +112,22 @@ def test_the_vectors_pass_and_a_wrong_primitive_does_not(q: TorchPrimitives) -> 
 @needs_triton
 def test_fused_forms_are_proven_and_a_wrong_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {name for name, _, _ in pairs(torch.device("cpu"))}
-    assert {"batch norm gradients", "BHQ groups", "BHQ mixing", "sgd", "exact sum"} <= names
+    assert {
+        "batch norm gradients",
+        "batch norm with ReLU gradients",
+        "BHQ groups",
+        "BHQ mixing",
+        "sgd",
+        "exact sum",
+    } <= names
     with through_interpreter(), np.errstate(all="ignore"):  # NumPy stands in for the device, and warns
         prove_fused(torch.device("cpu"))
         right = norm.normalize
         monkeypatch.setattr(norm, "normalize", lambda *operands: right(*operands) * 1.0000001)
         with pytest.raises(BackendRefused, match=r"^cpu: the fused form of batch norm differs"):
+            prove_fused(torch.device("cpu"))
+        monkeypatch.setattr(norm, "normalize", lambda *operands: right(*operands) * (1 + 1e-6 * operands[4]))
+        with pytest.raises(BackendRefused, match=r"^cpu: the fused form of batch norm with ReLU differs"):
             prove_fused(torch.device("cpu"))
 
 

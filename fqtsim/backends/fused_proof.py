@@ -37,11 +37,12 @@ def _norms(device: torch.device, channels_last: bool) -> Iterator[Pair]:
     x, dy = (_numbers(IMAGES, stream, device).to(memory_format=layout) for stream in (1, 2))
     affine = _numbers((5,), 3, device), _numbers((5,), 4, device)
     found = norm.composed_statistics(x, 1e-5)
-    saved = norm.Saved(x, found.mean, found.inv, affine, True)
     yield "batch norm statistics", lambda: norm.statistics(x, 1e-5), lambda: norm.composed_statistics(x, 1e-5)
-    rest = (x, found.mean, found.inv, affine, False)
-    yield "batch norm", lambda: norm.normalize(*rest), lambda: norm.composed_normalize(*rest)
-    yield "batch norm gradients", lambda: norm.gradients(dy, saved), lambda: norm.composed_gradients(dy, saved)
+    for with_relu in (False, True):
+        name, rest = f"batch norm{' with ReLU' if with_relu else ''}", (x, found.mean, found.inv, affine, with_relu)
+        yield name, partial(norm.normalize, *rest), partial(norm.composed_normalize, *rest)
+        call = dy, norm.Saved(x, found.mean, found.inv, affine, True, with_relu)
+        yield f"{name} gradients", partial(norm.gradients, *call), partial(norm.composed_gradients, *call)
     for axes in ((0, 2, 3), (1,), (0, 1, 2, 3)):
         yield "exact sum", partial(sums.exact_sum64, x, axes), partial(sums.composed_exact_sum64, x, axes)
 
