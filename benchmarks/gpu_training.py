@@ -13,7 +13,8 @@ from torch import nn
 import fqtsim
 from fqtsim.data import DataInfo
 from fqtsim.models import build_model
-from fqtsim.train.checks import Checker, parse_checks
+from fqtsim.train.check_report import parse_checks
+from fqtsim.train.checks import Checker
 from fqtsim.train.trainer import Trainer
 
 HARDWARE, RECIPE = "int8_acc32_wrap", "bhq5"

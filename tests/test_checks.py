@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from fqtsim.backends import get_backend
+import fqtsim
 from fqtsim.backends.base import Array, GemmResult
+from fqtsim.backends.device import DeviceEmulator, DeviceNative
 from fqtsim.backends.emulator import Emulator
 from fqtsim.cli import main
 from fqtsim.data.batches import training_batch
@@ -20,10 +21,14 @@ from fqtsim.errors import InputError
 from fqtsim.hw.load import load_hardware
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import freivalds
-from fqtsim.train import checks, loop
-from fqtsim.train.checks import Checker, CheckFailed, Checks, check_report, combine_tensor, parse_checks, wrapping_bits
+from fqtsim.train import loop
+from fqtsim.train.check_report import Checks, Counts, check_report, parse_checks
+from fqtsim.train.checks import Checker, CheckFailed, combine_tensor, wrapping_bits
 from fqtsim.train.config import TrainConfig, build_trainer, resolve
+from fqtsim.train.gemm import Gemm
 from fqtsim.train.loop import run
+from fqtsim.train.operands import decoded
+from fqtsim.train.products import Product
 from fqtsim.train.reproducer import read
 from fqtsim.train.trainer import Trainer
 
@@ -74,6 +79,7 @@ def test_freivalds_sees_every_single_wrong_output(bit: int) -> None:
     assert "step 1, layer '1', fprop, row 3, column 2: emulator has" in str(error)
     assert trainer.digest().hex == before
     assert not trainer.net.observers
+    assert not trainer.net.watchers
 
 
 def test_a_full_sample_sees_it_too_and_a_small_one_after_some_steps() -> None:
@@ -92,55 +98,116 @@ def test_a_full_sample_sees_it_too_and_a_small_one_after_some_steps() -> None:
     assert checker.counts.steps > 0
 
 
-def test_outputs_are_sampled_evenly_and_reproducibly() -> None:
+@pytest.mark.parametrize(
+    ("m", "n", "groups", "share"),
+    [(37, 11, 1, 0.05), (3, 200, 1, 0.02), (500, 1, 1, 0.01), (9, 4, 7, 0.1), (2, 3, 90, 0.05)],
+)
+def test_outputs_are_sampled_evenly_and_reproducibly(m: int, n: int, groups: int, share: float) -> None:
     trainer = build_trainer(resolve(CONFIG))
-    checker = Checker(trainer.net, Checks(sample=0.05))
-    path = load_hardware("int8_acc32_wrap").datapath_for("fprop")
-    a, b = np.ones((37, 5), np.uint8), np.ones((5, 11), np.int8)
-    seen = np.zeros((37, 11))
-    for step in range(600):
-        codes = np.arange(37 * 11).reshape(37, 11)
-        call = checks._Call("l", "fprop", a, b, path, None, codes, step, 0)
-        picked = checker._sample(call).__closure__
-        cells = {name: cell.cell_contents for name, cell in zip(_free(checker, call), picked or (), strict=True)}
-        assert np.array_equal(cells["codes"], codes[np.ix_(cells["rows"], cells["cols"])])
-        seen[np.ix_(cells["rows"], cells["cols"])] += 1
-    share = seen / 600
-    # Binomial of 600 and at least 0.05: five standard deviations below is 0.0055.
-    assert share.min() > 0.0055
-    assert 0.05 <= share.mean() < 0.09
+    checker = Checker(trainer.net, Checks(sample=share))
+    gemm = Gemm("l", "fprop", load_hardware("int8_acc32_wrap").datapath_for("fprop"), trainer.net._run)
+    plain = decoded(np.zeros(1, np.float32))
+    product = Product(gemm, plain, plain, np.zeros(1), (m, n, 5), groups)
+    seen, steps = np.zeros((groups, m, n)), 800
+    for step in range(steps):
+        trainer.net.step_index = step
+        picked = list(checker._picked(product, share))
+        again = list(checker._picked(product, share))
+        assert repr(picked) == repr(again)
+        for group, rows, cols in picked:
+            assert len(set(rows)) == len(rows)
+            assert len(set(cols)) == len(cols)
+            seen[group][np.ix_(rows, cols)] += 1
+    # Each output's count is binomial with at least this share: six standard deviations below.
+    assert seen.min() >= steps * share - 6 * np.sqrt(steps * share)
+    assert share <= seen.mean() / steps < 3 * share
 
 
-def _free(checker: Checker, call: Any) -> tuple[str, ...]:
-    return checker._sample(call).__code__.co_freevars  # type: ignore[attr-defined]
+@pytest.mark.parametrize("method", [Checks(sample=1.0), Checks(freivalds=1.0)])
+def test_tensors_are_checked_after_the_step(method: Checks) -> None:
+    """A sample disturbs no kernel of a device, and no layer waits for it."""
+    trainer = build_trainer(resolve(CONFIG), DeviceNative("cpu"))
+    checker, seen = Checker(trainer.net, method), []
+    one_step(trainer, checker)
+
+    def wrong_number(product: Product) -> None:
+        if product.names == ("1", "fprop") and method.sample:
+            product.out.reshape(-1, product.shape[1])[9, 7] += 1
+        seen.append(product.names[1])
+
+    def wrong_code(*told: Any) -> None:
+        if told[:2] == ("1", "fprop"):
+            told[-1].codes[9, 7] += 1
+
+    trainer.net.watchers.append(wrong_number)
+    if method.freivalds:
+        trainer.net.observers.append(wrong_code)
+    with pytest.raises(CheckFailed, match="row 9, column 7"):
+        one_step(trainer, checker)
+    assert "wgrad" in seen
 
 
-def test_tensors_are_checked_after_the_step() -> None:
-    trainer = build_trainer(resolve(CONFIG))
-    path = load_hardware("int8_acc32_wrap").datapath_for("fprop")
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 256, (64, 20)).astype(np.uint8), rng.integers(-128, 128, (20, 12)).astype(np.int8)
-    right = get_backend("stepwise").gemm(a, b, path)
-    for method in (Checks(sample=1.0), Checks(freivalds=1.0)):
-        for wrong in (False, True):
-            codes = torch.from_numpy(right.codes.copy())
-            codes[9, 7] += wrong
-            checker = Checker(trainer.net, method)
-            seen = []
+class Branches(torch.nn.Module):
+    """Convolutions with and without groups, strides and dilation, and a linear layer."""
 
-            def step(checker: Checker = checker, codes: torch.Tensor = codes, seen: list[str] = seen) -> None:
-                with checker.watching():
-                    checker.observe(
-                        "l", "fprop", torch.from_numpy(a), torch.from_numpy(b), path, None, replace(right, codes=codes)
-                    )
-                    seen.append("the step went on")
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(1, 4, 3, padding=1)
+        self.depthwise = torch.nn.Conv2d(4, 8, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=4)
+        self.paired = torch.nn.Conv2d(8, 4, 1, groups=2, bias=False)
+        self.last = torch.nn.Linear(4, 10)
 
-            if wrong:
-                with pytest.raises(CheckFailed, match="row 9, column 7"):
-                    step()
-            else:
-                step()
-            assert seen
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.paired(torch.relu(self.depthwise(torch.relu(self.first(x))))))
+        return self.last(torch.flatten(torch.nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def branched(recipe: str, hardware: str, backend: Any) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(fqtsim.fully_quantize(Branches(), recipe, hardware, backend, seed=3), {"name": "sgd", "lr": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hardware", "backend"),
+    [
+        ("bhq5", "int8_acc32_wrap", "emulator"), ("psq5", "int8_acc16_saturate", "emulator"),
+        ("bhq5_offset", "int8_acc32_wrap", "emulator"), ("psq5_channel", "int8_acc20_tree4", "emulator"),
+        ("ptq8", "int8_acc32_wrap", "native@cpu"),
+        ("bhq5", "int8_acc32_wrap", DeviceNative("cpu")), ("psq5", "int8_acc16_saturate", DeviceEmulator("cpu")),
+    ],
+)  # fmt: skip
+def test_every_output_of_every_layer_can_be_recomputed(recipe: str, hardware: str, backend: Any) -> None:
+    trainer = branched(recipe, hardware, backend)
+    checker = Checker(trainer.net, Checks(sample=1.0))
+    one_step(trainer, checker)
+    assert checker.counts.recomputed == checker.counts.outputs > 10_000
+    assert checker.counts.gemms == 3 * (1 + 4 + 2 + 1) - 1  # the first layer needs no dgrad
+
+
+@pytest.mark.parametrize("name", ["first", "depthwise", "paired", "last"])
+@pytest.mark.parametrize("gemm", ["fprop", "dgrad", "wgrad"])
+def test_a_wrong_number_behind_the_accumulator_is_seen_and_saved(
+    name: str, gemm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kernel whose scaling is one unit of the last place off: no code is wrong, and the product is."""
+    if (name, gemm) == ("first", "dgrad"):
+        return
+    trainer = branched("psq5", "int8_acc24_saturate", "emulator")
+
+    def off(product: Product) -> None:
+        if product.names == (name, gemm):
+            flat = product.out.reshape(-1)
+            flat[-3] = np.nextafter(flat[-3], np.float32(np.inf))
+
+    trainer.net.watchers.append(off)
+    with pytest.raises(CheckFailed, match=rf"layer '{name}', {gemm}, .* \(sample\)") as caught:
+        one_step(trainer, Checker(trainer.net, Checks(sample=1.0)))
+    file = caught.value.save(tmp_path)
+    assert main(["explain", str(file)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    said = {line.partition(":")[0]: line.split()[-1] for line in shown if line.startswith(("in the file", "here"))}
+    wanted = {"in the file, emulator": "WRONG", "in the file, stepwise": "equal", "here, emulator": "equal"}
+    assert wanted.items() <= said.items()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +250,7 @@ def test_a_checked_run_has_the_same_state_and_resumes_with_the_same_report(
 
 
 def test_the_report_states_probabilities() -> None:
-    counts = checks.Counts(steps=100, gemms=800, outputs=10**6, recomputed=10**4, wrapping=800, products=200)
+    counts = Counts(steps=100, gemms=800, outputs=10**6, recomputed=10**4, wrapping=800, products=200)
     report = check_report(Checks(0.01, 0.25), counts)
     assert report["sample"]["wrong_kernel"] == pytest.approx(1 - 0.99**100)
     assert report["freivalds"]["wrong_kernel"] == pytest.approx(1 - 0.875**100)

@@ -53,7 +53,7 @@ class Emulator(Backend):
         start = start_values(c, a.shape[0], b.shape[1])
         if not (a.shape[0] and a.shape[1] and b.shape[1]):
             return untouched(a, b, datapath, start, trace)
-        lowered = prepare_for_formats(a, b, datapath, start)
+        lowered = prepare_for_formats(a.shape[1], datapath, start)
         if lowered is None or not (lowered.never_overflows or lowered.order_free_wrap):
             lowered = prepare(a, b, datapath, start)
         if lowered.dropped_bits:

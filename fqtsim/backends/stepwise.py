@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from fqtsim.backends import grouped
@@ -30,13 +32,17 @@ def prepare(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Lowe
     return lower(datapath, a.shape[1], operand_range(a), operand_range(b), c)
 
 
-def prepare_for_formats(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Lowered | None:
+def prepare_for_formats(k: int, datapath: Datapath, start: Array | None) -> Lowered | None:
     """Lower a datapath for any codes of its formats, without a look at these; None where an exact register refuses."""
+    return _for_formats(datapath, k, Range(0, 0) if start is None else operand_range(start))
+
+
+@lru_cache(maxsize=512)
+def _for_formats(datapath: Datapath, k: int, c: Range) -> Lowered | None:
     forms = datapath.multiplier_format("a"), datapath.multiplier_format("b")
     left, right = (Range(form.minimum, form.maximum) for form in forms)
-    c = Range(0, 0) if start is None else operand_range(start)
     try:
-        return lower(datapath, a.shape[1], left, right, c)
+        return lower(datapath, k, left, right, c)
     except InputError:
         return None
 

@@ -110,7 +110,7 @@ def _resumed_config(out: Path, options: dict[str, Any], given: set[str]) -> Trai
 
 
 def _say(result: RunResult) -> int:
-    from fqtsim.train.checks import check_lines
+    from fqtsim.train.check_report import check_lines
     from fqtsim.train.intervals import show_share
 
     for note in result.notes:

@@ -16,6 +16,7 @@ from fqtsim.errors import FqtsimError, InputError
 from fqtsim.kernels.grid import Grid
 from fqtsim.kernels.quantize import Draw
 from fqtsim.ref.gemm import dot
+from fqtsim.train.products import scaled
 from fqtsim.train.reproducer import Reproducer, read
 from fqtsim.words import Rounding
 
@@ -27,7 +28,7 @@ HERE = ("stepwise", "emulator", "native")
 
 def explanation(found: Reproducer) -> Explanation | None:
     """Return every addition of the output in doubt; None for a primitive."""
-    if found.kind != "gemm":
+    if found.kind == "primitive":
         return None
     a, b, datapath = found.operands["a"], found.operands["b"], found.datapath
     row, col = found.place["row"], found.place["col"]
@@ -52,7 +53,7 @@ def summary(found: Reproducer) -> str:
     if "cut_from" in place:
         where.append(f"row {place['cut_from'][0]}, column {place['cut_from'][1]} of the whole GEMM")
     lines = [f"where      {', '.join([*where, found.name])}"]
-    lines += _gemm_lines(found) if found.kind == "gemm" else _primitive_lines(found)
+    lines += {"gemm": _gemm_lines, "product": _product_lines, "primitive": _primitive_lines}[found.kind](found)
     return "\n".join([*lines, "made by    " + ", ".join(f"{key} {value}" for key, value in found.notes.items())])
 
 
@@ -73,6 +74,35 @@ def _gemm_lines(found: Reproducer) -> list[str]:
             continue
         lines.append(f"here, {name}: {hex_code(code, bits)}  {'equal' if code == right else 'WRONG'}")
     return lines
+
+
+def _product_lines(found: Reproducer) -> list[str]:
+    """Return the float32 numbers of a layer's product, and what its accumulators mean by the reference."""
+    row, col, datapath = found.place["row"], found.place["col"], found.datapath
+    part, expected = found.part, explanation(found)
+    code = 0 if expected is None else expected.code
+    right = _meant(np.full(part.found.shape, code), found)
+    lines = [f"reference  {show(right)}, from the accumulator {hex_code(code, register_bits(datapath))}"]
+    for name, values in found.results.items():
+        lines.append(_compared(f"in the file, {name}", values[row, col], right))
+    for name in HERE:
+        try:
+            a, b = (np.ascontiguousarray(codes) for codes in (part.a, part.b))
+            codes = get_backend(name).gemm(a, b, datapath).codes
+        except FqtsimError as error:
+            lines.append(f"here, {name}: {error}")
+            continue
+        lines.append(_compared(f"here, {name}", _meant(codes, found), right))
+    return lines
+
+
+def _meant(codes: Any, found: Reproducer) -> Any:
+    """Return the float32 number of the output in doubt, where these are the accumulators."""
+    return scaled(codes, found.part, found.datapath.dropped_bits)[found.place["row"], found.place["col"]]
+
+
+def _compared(who: str, value: Any, right: Any) -> str:
+    return f"{who}: {show(value)}  {'equal' if first_unequal(value, right) is None else 'WRONG'}"
 
 
 def _primitive_lines(found: Reproducer) -> list[str]:

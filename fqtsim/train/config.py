@@ -17,7 +17,7 @@ from fqtsim.hw.spec import Hardware
 from fqtsim.models import build_model, model_sha256
 from fqtsim.recipe.load import load_recipe
 from fqtsim.recipe.spec import Recipe
-from fqtsim.train.checks import parse_checks
+from fqtsim.train.check_report import parse_checks
 from fqtsim.train.convert import fully_quantize
 from fqtsim.train.trainer import Trainer
 from fqtsim.train.weights import Weights, read_weights
@@ -53,7 +53,7 @@ class TrainConfig:
     set_recipe: Mapping[str, str] = field(default_factory=dict)
     #: A file of weights to start from, see fqtsim.train.weights; None: the model's own initialisation.
     start: str | None = None
-    #: Checks of every step, `sample:0.01,freivalds`, see fqtsim.train.checks; the state does not depend on them.
+    #: Checks of every step, `sample:0.01,freivalds`, see fqtsim.train.check_report; the state does not depend on them.
     check: str | None = None
 
     @classmethod

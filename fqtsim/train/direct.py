@@ -13,6 +13,7 @@ import numpy as np
 from fqtsim.backends.direct import Gradient, Images, Side, Walk
 from fqtsim.train.gemm import Gemm, Matrix
 from fqtsim.train.geometry import Pair, Window
+from fqtsim.train.lowering import forward_walk
 from fqtsim.train.operands import Array, Operand, along
 
 Codes = Callable[[], tuple[Array, Array]]
@@ -32,18 +33,13 @@ def _pairs(function: Callable[[int], int]) -> Pair:
     return function(0), function(1)
 
 
-def _forward_walk(window: Window, size: Pair) -> Walk:
-    before = (-window.before[0], -window.before[1])
-    return Walk(window.positions(size), window.kernel, window.stride, window.dilation, before)
-
-
 def fprop(x: Operand, w: Operand, window: Window, gemm: Gemm, codes: Codes) -> Array | None:
     """Return the convolution of x (N, CI, H, W) with w (CO, CI, KH, KW): float32 (N, CO, OH, OW)."""
     if not _is_plain(x, w):
         return None
     samples, _, height, width = x.codes.shape
     weight = np.ascontiguousarray(w.codes.transpose(0, 2, 3, 1))
-    walk, sides = _forward_walk(window, (height, width)), (_side(x, samples), _side(w, len(weight)))
+    walk, sides = forward_walk(window, (height, width)), (_side(x, samples), _side(w, len(weight)))
     return gemm.convolve(Images(x.codes, x.fill(samples), walk, weight, *sides), codes)
 
 
@@ -66,7 +62,7 @@ def wgrad(x: Operand, dh: Operand, window: Window, gemm: Gemm, codes: Codes) -> 
     samples, channels, height, width = x.codes.shape
     outputs, none = dh.codes.shape[1], np.empty((0, 0), np.int8)
     sides = Matrix(none, x.step, x.zero_point), Matrix(none, dh.step, dh.zero_point)
-    walk, shifted = _forward_walk(window, (height, width)), bool(dh.zero_point.any())
+    walk, shifted = forward_walk(window, (height, width)), bool(dh.zero_point.any())
     job = Gradient(x.codes, x.fill(samples), walk, dh.codes, wants_row_sums=shifted)
     out = gemm.correlate(job, sides, codes)
     if out is None:

@@ -23,6 +23,7 @@ from fqtsim.train.graph import ConvOptions
 from fqtsim.train.layer import Gradients, Layer
 from fqtsim.train.moving_range import NONE_YET, SUFFIX, Range, from_steps_before, kept
 from fqtsim.train.operands import Array, Operand, decoded, encoded
+from fqtsim.train.products import Product, conv_product, linear_product
 from fqtsim.train.run import Run
 from fqtsim.words import Rounding
 
@@ -152,7 +153,8 @@ class GemmLayer(Layer):
         xq = self._quantize("activation", x[0])
         wq = self._quantize("weight", weight)
         forward = wq if self.per_channel is None else self._quantize("weight", weight, self.per_channel)
-        y = self.fprop(*self._operands("fprop", xq, forward))
+        a, b, gemm = self._operands("fprop", xq, forward)
+        y = self._shown(a, b, gemm, self.fprop(a, b, gemm))
         if self.bias is not None:
             p = self.run.primitives
             y = p.add(y, self._along_output(p.array(self.bias), y))
@@ -165,7 +167,7 @@ class GemmLayer(Layer):
         if not any(wanted[1:]):
             return (dx,), (None,) * (len(wanted) - 1)
         a, b, gemm = self._operands("wgrad", xq, self._gradient_for_wgrad(dy[0]))
-        dw = self.wgrad(a, b, gemm) if wanted[1] else None
+        dw = self._shown(a, b, gemm, self.wgrad(a, b, gemm)) if wanted[1] else None
         if self.bias is None:
             return (dx,), (dw,)
         return (dx,), (dw, functional.bias_gradient(b, self._summed_axes(dy[0]), self.run.primitives))
@@ -187,8 +189,20 @@ class GemmLayer(Layer):
     def _input_gradient(self, wq: Quantized, dy: Array, shape: tuple[int, ...]) -> Array:
         dh = self._quantize("grad_for_dgrad", dy)
         a, b, gemm = self._operands("dgrad", dh, wq)
-        dx = self.dgrad(a, b, gemm, shape)
+        dx = self._shown(a, b, gemm, self.dgrad(a, b, gemm, shape), shape)
         return dx if dh.is_float else dh.tensor.unmix(dx)
+
+    def _shown(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...] = ()) -> Array:
+        """Return a product of codes, `out`, after whoever watches has seen it; shape: that of the input, for dgrad."""
+        if self.run.watchers and a.step is not None and b.step is not None:
+            product = self._product(a, b, gemm, out, shape)
+            for watch in self.run.watchers:
+                watch(product)
+        return out
+
+    def _product(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...]) -> Product:
+        """Return a product with what says where its outputs lie."""
+        raise NotImplementedError
 
     def fprop(self, x: Operand, w: Operand, gemm: Gemm) -> Array:
         """Return the layer's product, before the bias."""
@@ -228,6 +242,9 @@ class Linear(GemmLayer):
     def wgrad(self, x: Operand, dh: Operand, gemm: Gemm) -> Array:
         return self.maths.linear_wgrad(x, dh, gemm)
 
+    def _product(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...]) -> Product:
+        return linear_product(gemm, a, b, out)
+
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) < 2 or shape[-1] != self.weight.shape[1]:
             raise InputError(
@@ -259,6 +276,9 @@ class Conv2d(GemmLayer):
 
     def wgrad(self, x: Operand, dh: Operand, gemm: Gemm) -> Array:
         return self.maths.conv_wgrad(x, dh, self.window, self.groups, gemm)
+
+    def _product(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...]) -> Product:
+        return conv_product(gemm, a, b, out, self.window, self.groups, shape)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         channels = self.weight.shape[1] * self.groups

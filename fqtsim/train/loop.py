@@ -24,7 +24,8 @@ from safetensors import safe_open
 from fqtsim.data import Dataset
 from fqtsim.data.batches import training_batch
 from fqtsim.errors import InputError, TrainingStopped
-from fqtsim.train.checks import Checker, CheckFailed, parse_checks
+from fqtsim.train.check_report import parse_checks
+from fqtsim.train.checks import Checker, CheckFailed
 from fqtsim.train.config import Resolved, TrainConfig, build_trainer, resolve
 from fqtsim.train.module import FQTModule
 from fqtsim.train.rundir import RunDir

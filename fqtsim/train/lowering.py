@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fqtsim.backends.direct import Walk
 from fqtsim.kernels import im2col
 from fqtsim.train.geometry import Pair, Window
 from fqtsim.train.operands import Array, Operand
@@ -22,8 +23,25 @@ def _carrier(codes: Array) -> Array:
     return codes.view(_CARRIERS[codes.dtype.itemsize])
 
 
-def _pair(first: int, second: int) -> Array:
-    return np.array([first, second], np.int64)
+def forward_walk(window: Window, size: Pair) -> Walk:
+    """Return which place of an input of `size` an output of fprop meets through a tap; so do the taps of wgrad."""
+    before = (-window.before[0], -window.before[1])
+    return Walk(window.positions(size), window.kernel, window.stride, window.dilation, before)
+
+
+def backward_walk(window: Window, size: Pair) -> Walk:
+    """Return which place of dH an input position of `size` meets through a tap.
+
+    Input position h meets output o through tap t where o * stride = h + before - t * dilation; the taps ascend, the
+    positions of dH therefore descend, and everything between two strides is a hole.
+    """
+    dilation = (-window.dilation[0], -window.dilation[1])
+    return Walk(size, window.kernel, (1, 1), dilation, window.before, window.stride)
+
+
+def _arrays(walk: Walk) -> tuple[Array, ...]:
+    """Return step, tap, offset and hole of a walk as kernels take them."""
+    return tuple(np.array(pair, np.int64) for pair in (walk.step, walk.tap, walk.offset, walk.hole))
 
 
 @dataclass(frozen=True)
@@ -120,31 +138,17 @@ def fprop_rows(x: Operand, window: Window) -> Array:
     samples, channels, height, width = x.codes.shape
     oh, ow = window.positions((height, width))
     out = np.empty((samples, oh, ow, *window.kernel, channels), x.codes.dtype)
-    im2col.gather_rows(
-        *_in_words(channels_last(x.codes), x.fill(samples), out),
-        _pair(*window.stride),
-        _pair(*window.dilation),
-        _pair(-window.before[0], -window.before[1]),
-        _pair(1, 1),
-    )
+    walk = _arrays(forward_walk(window, (height, width)))
+    im2col.gather_rows(*_in_words(channels_last(x.codes), x.fill(samples), out), *walk)
     return out.reshape(samples * oh * ow, -1)
 
 
 def dgrad_rows(dh: Operand, window: Window, size: Pair) -> Array:
-    """Return what each input position of `size` meets of dH (N, CO, OH, OW): (N * H * W, KH * KW * CO).
-
-    Input position h meets output o through tap t where o * stride = h + before - t * dilation; the taps ascend, the
-    positions of dH therefore descend, and everything between two strides is a hole.
-    """
+    """Return what each input position of `size` meets of dH (N, CO, OH, OW): (N * H * W, KH * KW * CO)."""
     samples, channels = dh.codes.shape[:2]
     out = np.empty((samples, *size, *window.kernel, channels), dh.codes.dtype)
-    im2col.gather_rows(
-        *_in_words(channels_last(dh.codes), dh.fill(samples), out),
-        _pair(1, 1),
-        _pair(-window.dilation[0], -window.dilation[1]),
-        _pair(*window.before),
-        _pair(*window.stride),
-    )
+    walk = _arrays(backward_walk(window, size))
+    im2col.gather_rows(*_in_words(channels_last(dh.codes), dh.fill(samples), out), *walk)
     return out.reshape(samples * size[0] * size[1], -1)
 
 
@@ -153,14 +157,8 @@ def wgrad_rows(x: Operand, window: Window) -> Array:
     samples, channels, height, width = x.codes.shape
     oh, ow = window.positions((height, width))
     out = np.empty((*window.kernel, channels, samples, oh, ow), x.codes.dtype)
-    im2col.gather_columns(
-        _carrier(np.ascontiguousarray(x.codes)),
-        _carrier(x.fill(samples)),
-        _carrier(out),
-        _pair(*window.stride),
-        _pair(*window.dilation),
-        _pair(-window.before[0], -window.before[1]),
-    )
+    step, tap, offset, _ = _arrays(forward_walk(window, (height, width)))
+    im2col.gather_columns(*_carriers(x, out), step, tap, offset)
     return out.reshape(-1, samples * oh * ow)
 
 
@@ -177,3 +175,23 @@ def dgrad_weight(codes: Array) -> Array:
 def wgrad_columns(codes: Array) -> Array:
     """Return dH (N, CO, OH, OW) as the matrix (N * OH * OW, CO)."""
     return channels_last(codes).reshape(-1, codes.shape[1])
+
+
+def _carriers(x: Operand, out: Array) -> tuple[Array, Array, Array]:
+    """Return the codes, the fill codes and the output as plain integers."""
+    return _carrier(np.ascontiguousarray(x.codes)), _carrier(x.fill(len(x.codes))), _carrier(out)
+
+
+def some_rows(x: Operand, walk: Walk, channels: range, rows: Array) -> Array:
+    """Return chosen rows, int64 (R,), of fprop_rows or dgrad_rows, of some channels only: (R, KH * KW * C)."""
+    out = np.empty((len(rows), *walk.taps, len(channels)), x.codes.dtype)
+    im2col.gather_some_rows(*_carriers(x, out), rows, channels.start, walk.outputs, *_arrays(walk))
+    return out.reshape(len(rows), -1)
+
+
+def some_gradient_rows(x: Operand, walk: Walk, taps: Array) -> Array:
+    """Return rows of wgrad_rows, those of taps and channels int64 (R, 3) as (kh, kw, c): (R, N * OH * OW)."""
+    out = np.empty((len(taps), len(x.codes), *walk.outputs), x.codes.dtype)
+    step, tap, offset, _ = _arrays(walk)
+    im2col.gather_some_columns(*_carriers(x, out), taps, step, tap, offset)
+    return out.reshape(len(taps), -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +119,17 @@ class FQTModule(torch.nn.Module):
 
     @property
     def observers(self) -> list[Observer]:
-        """Functions called after every GEMM as (layer, gemm, a, b, datapath, c, result); append yours."""
+        """Functions called after every GEMM as (layer, gemm, a, b, datapath, c, result); append yours.
+
+        Operands and codes become matrices for it, which takes longer; one that has a method `wants(layer, gemm,
+        datapath)` is called for the GEMMs that it says yes to.
+        """
         return self._run.observers
+
+    @property
+    def watchers(self) -> list[Callable[[Any], None]]:
+        """Functions called with every product of a layer (fqtsim.train.products.Product), whatever kernel made it."""
+        return self._run.watchers
 
     @property
     def trace(self) -> bool:

@@ -65,7 +65,9 @@ def _fused(
 ) -> Array | None:
     """Return the product by one kernel where that gives every bit and count, else None. sizes: M, N, K of a group."""
     backend, (m, n, k) = _backend(gemm), sizes
-    if a.codes.dtype not in BYTES or b.codes.dtype not in BYTES or gemm.run.observers or not (m and n and k):
+    if a.codes.dtype not in BYTES or b.codes.dtype not in BYTES or not (m and n and k):
+        return None
+    if gemm.run.observers_of(gemm.layer, gemm.name, gemm.datapath):
         return None
     reason = backend.refusal(gemm.datapath, k)
     if reason is not None:
@@ -107,14 +109,15 @@ def _multiply(gemm: Gemm, a: Array, b: Array, row: Side, column: Side, rows: int
 
 
 def _show(gemm: Gemm, a: Array, b: Array, result: DeviceResult) -> None:
-    if not gemm.run.observers:
+    observers = gemm.run.observers_of(gemm.layer, gemm.name, gemm.datapath)
+    if not observers:
         return
     backend = _backend(gemm)
     for g in range(len(a)):
         own: Any = DeviceResult(result.codes[0], result.counts)
         if len(a) > 1:  # the counts above are of all groups
             own = backend.multiply(a[g], b[g], gemm.datapath)
-        for observe in gemm.run.observers:
+        for observe in observers:
             observe(gemm.layer, gemm.name, a[g], b[g], gemm.datapath, None, own)
 
 

@@ -20,9 +20,12 @@ from safetensors.numpy import save_file
 from fqtsim.errors import InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.train.operands import Array
+from fqtsim.train.products import Part, Side
 
 FORMAT = "fqtsim-reproducer-1"
-KINDS = ("gemm", "primitive")
+KINDS = ("gemm", "product", "primitive")
+SIDES = ("step", "zero_point", "offset")
+"""What a product's rows and columns have: operands `rows.step`, `columns.zero_point` and so on."""
 WHOLE_BYTES = 1 << 22
 """Operands up to this size are kept whole; of larger ones the row and the column of the output in doubt."""
 MOST_BYTES = 1 << 30
@@ -34,7 +37,7 @@ _REMEDY = "give a file that crosscheck, verify-run or train --check saved"
 class Reproducer:
     """What is needed to do one operation again."""
 
-    #: "gemm" or "primitive".
+    #: "gemm", "product" (a layer's: a GEMM and the float32 numbers that its accumulators mean) or "primitive".
     kind: str
     #: fprop, dgrad or wgrad; or the primitive's name.
     name: str
@@ -42,7 +45,8 @@ class Reproducer:
     place: Mapping[str, Any]
     #: The datapath of a GEMM; the arguments of a primitive that are no arrays, by name.
     parameters: Mapping[str, Any]
-    #: Arrays by name: a, b and c of a GEMM; a primitive's by position or keyword.
+    #: Arrays by name: a, b and c of a GEMM; a, b, met and those of SIDES of a product; a primitive's by position or
+    #: keyword.
     operands: Mapping[str, Array]
     #: Backend -> what it gave.
     results: Mapping[str, Array]
@@ -74,8 +78,15 @@ class Reproducer:
 
     @property
     def datapath(self) -> Datapath:
-        """The datapath of a GEMM."""
+        """The datapath of a GEMM or product."""
         return Datapath.model_validate(self.parameters)
+
+    @property
+    def part(self) -> Part:
+        """What a product was made from, and the first result."""
+        sides = [Side(*(self.operands.get(f"{side}.{name}") for name in SIDES)) for side in ("rows", "columns")]
+        found = next(iter(self.results.values()))
+        return Part(self.operands["a"], self.operands["b"], sides[0], sides[1], found, self.operands.get("met"))
 
 
 def of_gemm(
@@ -95,6 +106,33 @@ def of_gemm(
         where |= {"row": 0, "col": 0, "cut_from": [row, col]}
     plain = datapath.model_dump(mode="json", by_alias=True, exclude_none=True)
     return Reproducer("gemm", name, where, plain, arrays, found, versions())
+
+
+def of_product(
+    place: Mapping[str, Any], name: str, datapath: Datapath, part: Part, results: Mapping[str, Array]
+) -> Reproducer:
+    """Return the reproducer of a layer's product, float32 results (R, C); cut as a GEMM is."""
+    sides = {"rows": part.rows, "columns": part.columns}
+    arrays = {"a": part.a, "b": part.b} | ({} if part.met is None else {"met": part.met})
+    arrays |= {
+        f"{side}.{field_}": values
+        for side, own in sides.items()
+        for field_, values in zip(SIDES, own, strict=True)
+        if values is not None
+    }
+    found, where = dict(results), dict(place)
+    if sum(array.nbytes for array in arrays.values()) > WHOLE_BYTES:
+        row, col = int(where["row"]), int(where["col"])
+        for key, array in arrays.items():
+            arrays[key] = (
+                array[:, col : col + 1]
+                if key == "b"
+                else (array[col : col + 1] if key.startswith("columns.") else array[row : row + 1])
+            )
+        found = {name: values[row : row + 1, col : col + 1] for name, values in found.items()}
+        where |= {"row": 0, "col": 0, "cut_from": [row, col]}
+    plain = datapath.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return Reproducer("product", name, where, plain, arrays, found, versions())
 
 
 def versions() -> dict[str, str]:
@@ -140,8 +178,10 @@ def _parsed(plain: Mapping[str, Any], arrays: Mapping[str, Array]) -> Reproducer
         plain["kind"], str(plain["name"]), dict(plain["place"]), dict(plain["parameters"]), sides["operand"],
         sides["result"], {str(key): str(value) for key, value in plain["notes"].items()},
     )  # fmt: skip
-    if found.kind == "gemm":
+    if found.kind != "primitive":
         _check_gemm(found)
+    if found.kind == "product":
+        _check_product(found)
     return found
 
 
@@ -156,3 +196,19 @@ def _check_gemm(found: Reproducer) -> None:
         if not (type(found.place[key]) is int and 0 <= found.place[key] < size):
             raise ValueError(f"{key} = {found.place[key]} of {size}")
     _ = found.datapath
+
+
+def _check_product(found: Reproducer) -> None:
+    shape = dict(zip(("rows", "columns"), next(iter(found.results.values())).shape, strict=True))
+    if any(values.dtype != np.float32 for values in found.results.values()):
+        raise ValueError("results are not float32")
+    for side, count in shape.items():
+        for name, kind in zip(SIDES, (np.float32, np.int64, np.float32), strict=True):
+            values = found.operands.get(f"{side}.{name}")
+            if values is None and name == "offset":
+                continue
+            if values is None or values.shape != (count,) or values.dtype != kind:
+                raise ValueError(f"{side}.{name} is not {count} numbers of {np.dtype(kind)}")
+    met = found.operands.get("met")
+    if met is not None and (met.dtype != np.bool_ or met.shape != found.operands["a"].shape):
+        raise ValueError("met is not one truth value for each code of a")

@@ -79,6 +79,8 @@ class Run:
     #: Ask the backend for traces: slower, and the report gains bits_needed_partial.
     trace: bool = False
     observers: list[Observer] = field(default_factory=list)
+    #: Called with every layer's product (products.Product), whatever kernel made it.
+    watchers: list[Callable[[Any], None]] = field(default_factory=list)
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     #: Ties that quantizers with a rounding to nearest met since the last reset; an integer, or a tensor on a device.
     ties: Any = 0
@@ -92,6 +94,15 @@ class Run:
     def primitives(self) -> Primitives:
         """The float operations of the backend in use."""
         return self.backend.primitives
+
+    def observers_of(self, layer: str, gemm: str, datapath: Datapath) -> list[Observer]:
+        """Return the observers that want this GEMM: all but those whose `wants(layer, gemm, datapath)` says no."""
+        chosen = []
+        for observe in self.observers:
+            wants = getattr(observe, "wants", None)
+            if wants is None or wants(layer, gemm, datapath):
+                chosen.append(observe)
+        return chosen
 
     def note(self, layer: str, gemm: str, shape: tuple[int, int, int], result: GemmResult) -> None:
         """Add one GEMM to the report."""
