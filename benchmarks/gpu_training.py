@@ -84,7 +84,10 @@ def resnet56(bench: Bench) -> None:
     slow = bench.seconds(fake, 3.0)
     bf16 = bench.seconds(_plain_step(bench, build_model(name, info, 0), batch, True), 2.0)
     work, measured = f"{name}, batch {count}, BHQ-5, full step", milliseconds(ours)
-    details = {"seconds": {"native": ours, "fake_float32": slow, "bf16": bf16}, **busy, "fake": _busy(bench, fake)}
+    details = {
+        "seconds": {"native": ours, "fake_float32": slow, "bf16": bf16}, **busy, "fake": _busy(bench, fake),
+        "replayed_steps": trainer.replayed_steps,
+    }  # fmt: skip
     both = f"{measured}, fake {milliseconds(slow)}"
     bench.at_least(f"{work} / fake-quantized fp32", both, slow / ours, 3.0, "as fast", **details)
     bench.at_most(f"{work} / bf16", f"{measured}, bf16 {milliseconds(bf16)}", ours / bf16, 1.5, "of bf16")

@@ -19,6 +19,7 @@ from fqtsim.errors import InputError
 #: Moves numbers, or compares them.
 MOVES = frozenset(
     [
+        "_foreach_copy",
         "_local_scalar_dense",
         "_to_copy",
         "_unsafe_view",

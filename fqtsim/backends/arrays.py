@@ -20,7 +20,7 @@ Array = Any
 class NoFaults:
     """Where nothing is noted, because what stops a step is raised at once: the twin of faults.FaultLog."""
 
-    def enter(self, text: str) -> str:
+    def enter(self, text: str, step: int | None = None) -> str:
         """Say what is computed from now on; return what was said before."""
         return ""
 

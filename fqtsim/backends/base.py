@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,13 @@ class GemmResult:
     trace: tuple[LevelTrace, ...] | None = None
 
 
+Recorder = Callable[[Callable[[], Any]], tuple[Any, Callable[[], None]]]
+"""Runs a program of a device once, perhaps without computing; returns its result and what computes it anew, in place.
+
+The program reads and writes the same memory each time, and none of its kernels depends on a number of the host.
+"""
+
+
 class Backend(ABC):
     """Executes GEMMs. Operands are checked before: numpy codes within the datapath's formats."""
 
@@ -71,6 +78,8 @@ class Backend(ABC):
     name: str
     device: str = "cpu"
     primitives: Primitives = DEFAULT_PRIMITIVES
+    recorder: Recorder | None = None
+    """Records a step to replay it, where that is worth it."""
 
     @property
     @abstractmethod

@@ -6,13 +6,15 @@ counted there. Datapaths are lowered for the ranges of their formats, since look
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 
-from fqtsim.backends.base import Array, Backend, Events, GemmResult, LevelTrace, code_dtype
+from fqtsim.backends.base import Array, Backend, Events, GemmResult, LevelTrace, Recorder, code_dtype
 from fqtsim.backends.exact import operand_range
 from fqtsim.backends.stepwise import start_values
 from fqtsim.backends.torch_primitives import TorchPrimitives
@@ -70,6 +72,7 @@ class DeviceBackend(Backend):
 
     def __init__(self, device: str = "cuda") -> None:
         self.device = device
+        self.recorder: Recorder | None = cuda_graph if device != "cpu" else None
         self.lowered = lru_cache(maxsize=4096)(self._lowered)
 
     @cached_property
@@ -127,6 +130,14 @@ class DeviceBackend(Backend):
 
     def _check_start(self, lowered: Lowered) -> None:
         """Raise BackendRefused where start values lead to what this backend cannot guarantee."""
+
+
+def cuda_graph(program: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+    """Record what a program launches as a CUDA graph: Recorder. Nothing is computed before the first replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = program()
+    return result, graph.replay
 
 
 def _result(found: DatapathResult) -> DeviceResult:

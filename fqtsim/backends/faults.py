@@ -7,7 +7,7 @@ would have stopped the step on a CPU; results after it are never looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,8 +31,8 @@ class FaultLog:
     def __init__(self, device: torch.device) -> None:
         self.flags = torch.zeros(CAPACITY, dtype=torch.int32, device=device)
         self.sites: list[str] = []
-        #: What is being computed.
-        self.place = ""
+        #: What is being computed, and in which training step.
+        self.place, self.step = "", 0
         #: Whether somebody reads the log once at the end, so that nothing before it waits for the device.
         self.deferred = False
 
@@ -58,7 +58,8 @@ class FaultLog:
         self.forget()
         if first is None:
             return
-        fault, site = first
+        fault, place = first
+        site = f"step {self.step}: {place}" if place else ""
         if fault is Fault.NEGATIVE:
             raise InputError(
                 f"{site}: holds a negative value, and zero = symmetric in an unsigned format has no code below 0; "
@@ -66,15 +67,34 @@ class FaultLog:
             )
         raise TrainingStopped(f"{site}: {_TEXTS[fault]}" if site else _TEXTS[fault])
 
-    def enter(self, text: str) -> str:
-        """Say what is computed from now on; return what was said before."""
+    def enter(self, text: str, step: int | None = None) -> str:
+        """Say what is computed from now on, and in which step unless it is the same; return what was said before."""
         before, self.place = self.place, text
+        self.step = self.step if step is None else step
         return before
 
     def settle(self) -> None:
         """Raise what was noted, unless somebody reads it later."""
         if not self.deferred:
             self.read()
+
+    @contextmanager
+    def recording(self) -> Iterator[list[str]]:
+        """Give the sites of what the block computes, and zero their flags on the device as its first operation.
+
+        A program that is replayed notes its faults in the same flags: `expect` its sites before a reading.
+        """
+        before = self.sites, self.deferred
+        self.sites, self.deferred = [], True
+        self.flags.zero_()
+        try:
+            yield self.sites
+        finally:
+            self.sites, self.deferred = before
+
+    def expect(self, sites: Sequence[str], step: int) -> None:
+        """Say what sites the flags now belong to."""
+        self.sites, self.step = list(sites), step
 
     @contextmanager
     def reading_once(self) -> Iterator[None]:

@@ -43,12 +43,15 @@ class TorchArrays(Primitives):
         self.device = torch.device(device)
         self.number = lru_cache(maxsize=256)(self._number)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], torch.Tensor] = {}
+        #: While a step is recorded that will be replayed: a number of the host would be that of the recording for ever.
+        self.recording = False
 
     @property
     def host(self) -> Primitives:
         return DEFAULT_PRIMITIVES
 
     def _number(self, value: float, negative_zero: bool = False) -> torch.Tensor:
+        self._refuse_from_host("a number", value)
         return torch.full((), -0.0 if negative_zero else value, dtype=torch.float32, device=self.device)
 
     def operand(self, x: Any) -> torch.Tensor:
@@ -61,8 +64,14 @@ class TorchArrays(Primitives):
         return self.number(value, value == 0 and math.copysign(1, value) < 0)
 
     def array(self, values: Any) -> Any:
-        tensor = torch.from_numpy(np.ascontiguousarray(values)) if isinstance(values, np.ndarray) else values.detach()
-        return tensor.to(self.device, non_blocking=True)
+        if isinstance(values, np.ndarray):
+            self._refuse_from_host("an array", values.shape)
+            return torch.from_numpy(np.ascontiguousarray(values)).to(self.device, non_blocking=True)
+        return values.detach().to(self.device, non_blocking=True)
+
+    def _refuse_from_host(self, what: str, which: object) -> None:
+        if self.recording:
+            raise RuntimeError(f"{what} ({which}) of the host in a recorded step")
 
     def tensor(self, x: Any) -> torch.Tensor:
         return x.detach()  # type: ignore[no-any-return]
@@ -70,6 +79,7 @@ class TorchArrays(Primitives):
     def constant(self, values: np.ndarray[Any, Any]) -> Any:
         key = (values.dtype.str, values.shape, values.tobytes())
         if key not in self._constants:
+            self._refuse_from_host("a constant", values.shape)
             self._constants[key] = torch.from_numpy(values.copy()).to(self.device)
         return self._constants[key]
 
@@ -190,9 +200,9 @@ class TorchPrimitives(TorchArrays):
             total = total.unsqueeze(axis)
         return total
 
-    def random_words(self, seed: int, stream: int, step: int, count: int) -> Any:
+    def random_words(self, seed: int, stream: int, step: random.Step, count: int) -> Any:
         """Return the words as int32, which has the bits of uint32: PyTorch does not compute with uint32."""
-        _check_fields(seed, stream, step)
+        _check_fields(seed, stream, _number(step))
         return random.random_words(seed, stream, step, count, self.device)
 
     def extremes(self, x: Any) -> tuple[Any, Any]:
@@ -200,7 +210,7 @@ class TorchPrimitives(TorchArrays):
 
     def quantize(self, x: Any, grid: Any, rounding: Rounding, draw: Draw, storage: str) -> tuple[Any, Any, Any]:
         """Return the codes of x (N, ...), laid out as x; clamps and ties stay on the device, int64 of shape ()."""
-        _check_fields(draw.seed, draw.stream, draw.step)
+        _check_fields(draw.seed, draw.stream, _number(draw.step))
         words = quantize.DeviceDraw(*draw) if rounding is Rounding.STOCHASTIC else None
         codes, counts = quantize.quantize(
             x, grid.step, grid.zero_point, grid.low, grid.high, rounding, words, TYPES[storage], grid.offset
@@ -220,6 +230,11 @@ class TorchPrimitives(TorchArrays):
                 prove_fused(self.device)
             self.faults.forget()  # the vectors hold NaN and infinities
             self._proven = True
+
+
+def _number(step: random.Step) -> int:
+    """Return a step index to check; one on the device was checked where it was written."""
+    return step if isinstance(step, int) else 0
 
 
 class _OnHost:

@@ -70,16 +70,17 @@ class GemmLayer(Layer):
                 self.register_buffer(port + SUFFIX, torch.tensor(NONE_YET))
         #: (minimum, maximum) for every activation tensor (S5.7); None where the recipe's `range` tells.
         self.activation_range: Range | None = None
-        self._clamps: Any = 0
+        #: Activations that a clamp changed: an integer, or a tensor on a device.
+        self.activation_clamps_so_far: Any = 0
 
     @property
     def activation_clamps(self) -> int:
         """Activations that a clamp changed; whoever wants a count from now on sets it to 0."""
-        return int(self._clamps)
+        return int(self.activation_clamps_so_far)
 
     @activation_clamps.setter
     def activation_clamps(self, count: int) -> None:
-        self._clamps = count
+        self.activation_clamps_so_far = count
 
     @property
     def activation_range_in_use(self) -> Range | None:
@@ -124,12 +125,13 @@ class GemmLayer(Layer):
         try:
             if moving is not None and fixed is None:
                 fixed = from_steps_before(moving, values, self.training, run.primitives)
-            codes = chosen.quantize(values, run.seed, stream, run.step_index, run.primitives, fixed)
+            codes = chosen.quantize(values, run.seed, stream, run.draw_index, run.primitives, fixed)
         except TrainingStopped as error:
             raise self.stopped(tensor, error) from None
         run.primitives.faults.enter(before)
         run.ties = run.ties + codes.ties
-        self._clamps = self._clamps + codes.clamps if port == "activation" else self._clamps
+        if port == "activation":
+            self.activation_clamps_so_far = self.activation_clamps_so_far + codes.clamps
         return Quantized(codes, False)
 
     def _gemm(self, name: str) -> Gemm:

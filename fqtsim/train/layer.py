@@ -70,14 +70,14 @@ class Layer(torch.nn.Module):
     def enter(self, tensor: str) -> str:
         """Say what is computed from now on, for a device that notes faults (S5.9); return what was said before."""
         p = self.run.primitives
-        return p.faults.enter(self._place(tensor)) if p.on_device else ""
+        return p.faults.enter(self._place(tensor), self.run.step_index) if p.on_device else ""
 
     def _place(self, tensor: str) -> str:
-        return f"step {self.run.step_index}: layer {self.name!r}, {tensor}"
+        return f"layer {self.name!r}, {tensor}"
 
     def stopped(self, tensor: str, why: object) -> TrainingStopped:
         """Return the error that stops the step, naming layer, tensor and step (S5.9)."""
-        return TrainingStopped(f"{self._place(tensor)}: {why}")
+        return TrainingStopped(f"step {self.run.step_index}: {self._place(tensor)}: {why}")
 
 
 class _Apply(torch.autograd.Function):

@@ -229,7 +229,7 @@ class Dropout(Layer):
         if not self.training or self.rate == 0:
             return x[0], None
         p, run = self.run.primitives, self.run
-        keep = elementwise.dropout_mask(x[0].shape, self.rate, run.seed, self.stream, run.step_index, p)
+        keep = elementwise.dropout_mask(x[0].shape, self.rate, run.seed, self.stream, run.draw_index, p)
         return elementwise.dropout(x[0], keep, self.rate, p), keep
 
     def differentiate(self, saved: Any, dy: tuple[Array, ...], wanted: Wanted) -> tuple[Gradients, Gradients]:

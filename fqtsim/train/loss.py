@@ -15,10 +15,12 @@ def softmax_cross_entropy(logits: Array, labels: Array, smoothing: float, p: Pri
     """Return the mean loss of logits (N, C) for labels (N,), and its gradient (softmax - target) / N.
 
     target is 1 - smoothing + smoothing / C at the label and smoothing / C elsewhere. Raises InputError for a label
-    outside 0..C-1 or shapes that do not match. Labels are a NumPy array in any case; the loss is of logits' library.
+    outside 0..C-1 or shapes that do not match. Labels are a NumPy array, or a tensor whose labels check_labels has
+    seen; the loss is of logits' library.
     """
     p = p.host if isinstance(logits, np.ndarray) else p
-    _check(logits, labels, smoothing)
+    if isinstance(labels, np.ndarray):
+        check_labels(tuple(logits.shape), labels, smoothing)
     samples, classes = logits.shape
     rest = np.float32(smoothing / classes)
     target = p.rows_with((samples, classes), rest, labels, np.float32(1 - smoothing + smoothing / classes))
@@ -31,18 +33,17 @@ def softmax_cross_entropy(logits: Array, labels: Array, smoothing: float, p: Pri
     return loss, gradient
 
 
-def _check(logits: Array, labels: Array, smoothing: float) -> None:
-    if logits.ndim != 2 or labels.shape != tuple(logits.shape[:1]):
+def check_labels(shape: tuple[int, ...], labels: Array, smoothing: float) -> None:
+    """Raise InputError for labels that logits of this shape have no class for, and for a bad smoothing."""
+    if len(shape) != 2 or labels.shape != shape[:1]:
         raise InputError(
-            f"labels of shape {labels.shape} for logits of shape {tuple(logits.shape)}: must be (N,) for (N, classes); "
+            f"labels of shape {labels.shape} for logits of shape {shape}: must be (N,) for (N, classes); "
             "give one class index per sample"
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"labels of type {labels.dtype}: must be integers; give class indices")
-    outside = (labels < 0) | (labels >= logits.shape[1])
+    outside = (labels < 0) | (labels >= shape[1])
     if outside.any():
-        raise InputError(
-            f"label = {int(labels[outside][0])}: must be 0..{logits.shape[1] - 1}; give the network more outputs"
-        )
+        raise InputError(f"label = {int(labels[outside][0])}: must be 0..{shape[1] - 1}; give the network more outputs")
     if not 0 <= smoothing < 1:
         raise InputError(f"label_smoothing = {smoothing}: must be at least 0 and below 1; 0.1 is usual")

@@ -57,19 +57,23 @@ class Sgd:
             self.momentum = {name: p.zeros(w.shape, w) for name, w in parameters.items()}
 
     def update(
-        self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], lr: np.float32, p: Primitives
+        self, parameters: Mapping[str, Array], gradients: Mapping[str, Array], lr: Array, p: Primitives
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Return new parameters and new momentum, changing nothing. Raises TrainingStopped for NaN or infinity."""
+        """Return new parameters and new momentum, changing nothing. Raises TrainingStopped for NaN or infinity.
+
+        lr: a number, or one float32 element on the device.
+        """
         fused = _fused(p)
         new, momentum = {}, {name: p.array(v) for name, v in self.momentum.items()}
-        rate, before = p.array(np.full(1, lr, np.float32)), p.faults.enter("") if fused is not None else ""
+        # One tensor for all: a device reads it there, and a recorded step another one each time.
+        rate = p.array(np.full(1, lr, np.float32)) if isinstance(lr, np.float32) else lr
         for name, gradient in gradients.items():
             step = parameters[name], gradient, momentum[name] if self.settings.momentum else None
             rule = Rule(np.float32(self.settings.momentum), self._decay(name), self.settings.nesterov)
             if fused is None:
                 new[name], v = sequence(*step, lr, *rule, p)
             else:
-                p.faults.enter(f"{before}the gradient of {name}, or the new {name}")
+                p.faults.enter(f"the gradient of {name}, or the new {name}")
                 new[name], v = fused.sgd(*step, rate, *rule)
             if v is not None:
                 momentum[name] = v
@@ -94,7 +98,7 @@ class Rule(NamedTuple):
 
 
 def sequence(
-    w: Array, g: Array, v: Array | None, lr: np.float32, momentum: np.float32, decay: np.float32, nesterov: bool,
+    w: Array, g: Array, v: Array | None, lr: Array, momentum: np.float32, decay: np.float32, nesterov: bool,
     p: Primitives,
 ) -> tuple[Array, Array | None]:  # fmt: skip
     """Return new weights and momentum by primitives; without v there is no momentum."""

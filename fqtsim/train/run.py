@@ -10,7 +10,7 @@ from fqtsim.backends.base import Backend, Events, GemmResult
 from fqtsim.backends.primitives import Primitives
 from fqtsim.hw.spec import Datapath
 from fqtsim.train.operands import Array
-from fqtsim.train.tally import Tally
+from fqtsim.train.tally import Entry, Tally
 
 Observer = Callable[[str, str, Array, Array, Datapath, Any, GemmResult], None]
 """Called after every GEMM as (layer, gemm, a, b, datapath, c, result), a and b exactly as the backend got them."""
@@ -84,11 +84,18 @@ class Run:
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     #: Ties that quantizers with a rounding to nearest met since the last reset; an integer, or a tensor on a device.
     ties: Any = 0
+    #: The step index as a tensor of the device, int64 (1,), where a recorded step reads it; else None.
+    clock: Any = None
     #: The step index of the latest backward.
     differentiated: int | None = None
 
     #: Counts of GEMMs that ran on a device.
     tally: Tally = field(default_factory=Tally)
+
+    @property
+    def draw_index(self) -> Any:
+        """What selects the random words: the step index, or the tensor that holds it."""
+        return self.step_index if self.clock is None else self.clock
 
     @property
     def primitives(self) -> Primitives:
@@ -111,14 +118,16 @@ class Run:
 
     def note_on_device(self, layer: str, gemm: str, shape: tuple[int, int, int], groups: int, counts: Any) -> None:
         """Add one GEMM, or one per group, whose counts (DeviceResult.counts) are read when somebody asks."""
-        record = self.records.setdefault((layer, gemm), Record(*shape))
-        record.m, record.n, record.k = shape
         outputs = shape[0] * shape[1] * groups
-        record.outputs += outputs
         if outputs:
-            self.tally.add((layer, gemm), counts)
+            self.tally.add(Entry((layer, gemm), shape, outputs), counts)
+        else:
+            self.records.setdefault((layer, gemm), Record(*shape))
 
     def read_tally(self) -> None:
         """Bring the counts of the device into the records."""
-        for key, counts in self.tally.read():
-            self.records[key].add_counts(counts)
+        for entry, times, counts in self.tally.read():
+            record = self.records.setdefault(entry.key, Record(*entry.shape))
+            record.m, record.n, record.k = entry.shape
+            record.outputs += entry.outputs * times
+            record.add_counts(counts)

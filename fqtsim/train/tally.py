@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 Key = tuple[str, str]
 """Layer and GEMM."""
+
+
+class Entry(NamedTuple):
+    """One GEMM of a program."""
+
+    key: Key
+    #: M, N and K, and the outputs of all groups.
+    shape: tuple[int, int, int]
+    outputs: int
+
+
+class Counted(NamedTuple):
+    """What a program of GEMMs counted: a step of training, a pass of evaluation."""
+
+    program: tuple[Entry, ...]
+    #: int64 (n, 6), on the device.
+    counts: torch.Tensor
+    times: int = 1
 
 
 def _merged(before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
@@ -21,31 +41,44 @@ class Tally:
     """Counts of GEMMs in the order in which they ran."""
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Key, torch.Tensor]] = []
-        #: Per program of GEMMs (a step of training, a pass of evaluation), what they counted so far.
-        self._programs: dict[tuple[Key, ...], torch.Tensor] = {}
+        self._pending: list[tuple[Entry, torch.Tensor]] = []
+        self._programs: dict[tuple[Entry, ...], Counted] = {}
 
-    def add(self, key: Key, counts: torch.Tensor) -> None:
+    def add(self, entry: Entry, counts: torch.Tensor) -> None:
         """Take the int64 (6,) counts of one GEMM: DeviceResult.counts."""
-        self._pending.append((key, counts))
+        self._pending.append((entry, counts))
+
+    def take(self) -> Counted | None:
+        """Return what came since the last call, and forget it; None where nothing did."""
+        if not self._pending:
+            return None
+        program = tuple(entry for entry, _ in self._pending)
+        now = torch.stack([counts for _, counts in self._pending])
+        self._pending.clear()
+        return Counted(program, now)
+
+    def merge(self, now: Counted) -> None:
+        """Add up what a program counted once more: a few operations, whatever the number of layers."""
+        before = self._programs.pop(now.program, None)  # the latest program stands last: its shapes are reported
+        if before is None:
+            self._programs[now.program] = now._replace(counts=now.counts.clone())
+        else:
+            merged = _merged(before.counts, now.counts)
+            self._programs[now.program] = Counted(now.program, merged, before.times + now.times)
 
     def end_step(self) -> None:
-        """Add up what came since the last call: a few operations, whatever the number of layers."""
-        if not self._pending:
-            return
-        program = tuple(key for key, _ in self._pending)
-        now = torch.stack([counts for _, counts in self._pending])
-        before = self._programs.get(program)
-        self._programs[program] = now if before is None else _merged(before, now)
-        self._pending.clear()
+        """Add up what came since the last call."""
+        now = self.take()
+        if now is not None:
+            self.merge(now)
 
-    def read(self) -> list[tuple[Key, list[int]]]:
-        """Return all counts and start again. Waits for the device."""
+    def read(self) -> list[tuple[Entry, int, list[int]]]:
+        """Return each GEMM with how often it ran and its counts, and start again. Waits for the device."""
         self.end_step()
         rows = [
-            (key, [int(count) for count in counts])
-            for program, table in self._programs.items()
-            for key, counts in zip(program, table.tolist(), strict=True)
+            (entry, counted.times, [int(count) for count in counts])
+            for program, counted in self._programs.items()
+            for entry, counts in zip(program, counted.counts.tolist(), strict=True)
         ]
         self.clear()
         return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fqtsim.train.loss import softmax_cross_entropy
 from fqtsim.train.module import FQTModule
 from fqtsim.train.operands import Array
 from fqtsim.train.optimizer import Sgd, as_optimizer
+from fqtsim.train.recorded import NextState, RecordedSteps, assign
 from fqtsim.train.schedule import Rate, as_schedule
 
 MOMENTUM = ".momentum"
@@ -51,11 +52,18 @@ class Trainer:
         self.rate = Rate(rule.lr, as_schedule(schedule), total_steps, steps_per_epoch)
         self.sgd = Sgd(rule, set() if rule.decay_norm else net.norm_parameters())
         self.sgd.start(self._parameters(), net.backend.primitives)
+        self._recorded: RecordedSteps | None = None
+        self._before: list[torch.Tensor] = []
 
     @property
     def step_index(self) -> int:
         """Steps done."""
         return self.net.step_index
+
+    @property
+    def replayed_steps(self) -> int:
+        """Steps that were replays of a recorded one: on a device, from the third of a batch's shape on."""
+        return 0 if self._recorded is None else self._recorded.replayed
 
     @property
     def learning_rate(self) -> float:
@@ -68,39 +76,72 @@ class Trainer:
         Raises TrainingStopped, naming layer, tensor and step, where a number is NaN or out of range; the state is
         then what it was before.
         """
-        before = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        parameters = dict(self.net.named_parameters())
+        p = self.net.backend.primitives
+        if p.on_device:  # where another backend may have left it on the host
+            self.sgd.momentum = {name: p.array(v) for name, v in self.sgd.momentum.items()}
+        buffers = list(self.net.buffers())
+        before = self._kept(buffers)
         try:
-            with self.net.backend.primitives.faults.reading_once():
-                loss, new, momentum = self._next(x, labels, parameters)
+            with p.faults.reading_once():
+                targets, rate = np.asarray(labels), self.rate.at(self.step_index, p.host)
+                done = self._replayed(x, targets, rate) or self.next_state(x, targets, rate)
         except BaseException:
-            with torch.no_grad():
-                for name, buffer in self.net.named_buffers():
-                    buffer.copy_(before[name])
+            assign(buffers, before)
             self.net.forget_backward()
             raise
         finally:
             self.net.zero_grad(set_to_none=True)
-        for name, parameter in parameters.items():
-            if name in new:
-                _assign(parameter, self.net.backend.primitives.tensor(new[name]))
-        self.sgd.momentum = momentum
+        parameters = dict(self.net.named_parameters())
+        assign([parameters[name] for name in done.parameters], list(map(p.tensor, done.parameters.values())))
+        if p.on_device:  # in place, since a recorded step reads it there
+            assign([self.sgd.momentum[name] for name in done.momentum], list(done.momentum.values()))
+        else:
+            self.sgd.momentum = done.momentum
         self.net.step_index += 1
         self.net.end_step()
-        return float(loss)
+        return float(done.loss)
 
-    def _next(
-        self, x: torch.Tensor, labels: torch.Tensor, parameters: dict[str, torch.nn.Parameter]
-    ) -> tuple[Any, dict[str, Array], dict[str, Array]]:
-        """Return the loss, the new parameters and the new momentum; only running statistics have changed."""
-        p = self.net.backend.primitives
+    def _kept(self, buffers: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return copies of the buffers, in memory that steps share."""
+        same = len(buffers) == len(self._before) and all(
+            one.shape == other.shape and one.device == other.device
+            for one, other in zip(buffers, self._before, strict=True)
+        )
+        if same:
+            assign(self._before, buffers)
+        else:
+            self._before = [buffer.clone() for buffer in buffers]
+        return self._before
+
+    def _replayed(self, x: torch.Tensor, labels: Array, rate: np.float32) -> NextState | None:
+        """Return the next state by a recorded step; None where the backend records none, or not yet this one."""
+        backend = self.net.backend
+        if backend.recorder is None:
+            return None
+        if self._recorded is None or self._recorded.backend is not backend:
+            self._recorded = RecordedSteps(self.net, self.label_smoothing, self.next_state, self._held)
+        return self._recorded.next_state(x, labels, rate)
+
+    def _held(self) -> tuple[dict[str, Array], str]:
+        return self.sgd.momentum, repr((self.sgd.settings, sorted(self.sgd.exempt)))
+
+    def next_state(
+        self, x: torch.Tensor, labels: Array, rate: Array, tell: Callable[[tuple[int, ...]], None] | None = None
+    ) -> NextState:
+        """Return the loss, the new parameters and the new momentum; only running statistics have changed.
+
+        labels and rate are of NumPy, or tensors of the device that were checked before. tell: told the logits' shape.
+        """
+        p, parameters = self.net.backend.primitives, dict(self.net.named_parameters())
         self.net.zero_grad(set_to_none=True)
         # On a device the logits stay where the batch is.
         logits = self.net(p.tensor(p.array(x)) if p.on_device else x)
-        p.faults.enter(f"step {self.step_index}: the loss")
+        p.faults.enter("the loss", self.step_index)
         try:
-            values, targets = p.array(logits), np.asarray(labels)
-            loss, gradient = softmax_cross_entropy(values, targets, self.label_smoothing, p)
+            values = p.array(logits)
+            if tell is not None:
+                tell(tuple(values.shape))
+            loss, gradient = softmax_cross_entropy(values, labels, self.label_smoothing, p)
             if not p.all_finite(loss):
                 raise TrainingStopped("NaN or infinity")
         except TrainingStopped as error:
@@ -109,11 +150,10 @@ class Trainer:
         gradients = {
             name: p.array(parameter.grad) for name, parameter in parameters.items() if parameter.grad is not None
         }
-        p.faults.enter(f"step {self.step_index}: ")
+        p.faults.enter("", self.step_index)
         try:
-            rate = self.rate.at(self.step_index, p.host)
             weights = {name: p.array(parameter) for name, parameter in parameters.items()}
-            return loss, *self.sgd.update(weights, gradients, rate, p)
+            return NextState(loss, *self.sgd.update(weights, gradients, rate, p))
         except TrainingStopped as error:
             raise TrainingStopped(f"step {self.step_index}: {error}") from None
 
@@ -212,11 +252,6 @@ class Trainer:
                     f"{path}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, not {ours[name].dtype} "
                     f"{tuple(ours[name].shape)}; load it into the network that wrote it"
                 )
-
-
-def _assign(parameter: torch.nn.Parameter, values: torch.Tensor) -> None:
-    with torch.no_grad():
-        parameter.copy_(values)
 
 
 def _live(values: Array) -> torch.Tensor:

@@ -112,7 +112,7 @@ def composed_group_rows(ranges: torch.Tensor) -> Groups:
     stops = (k * ranked[n - 1 - k] > seen[n - 1 - k]) | (k == n - 1)
     small = torch.where(stops, k, torch.full_like(k, n)).amin()
     leaders = n - small
-    total = seen[leaders - 1]
+    total = seen.gather(0, (leaders - 1).reshape(1))  # an index of shape () would be read by the host
     share = torch.where(count < leaders, _shares(seen.minimum(total), total, small, n), small)
     before = torch.cat((share.new_zeros(1), share[:-1]))
     is_leader = count < leaders
