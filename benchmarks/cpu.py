@@ -49,6 +49,7 @@ class Section(NamedTuple):
 
 SECTIONS: Mapping[str, Section] = {
     "step": Section("cpu_training", "a training step of ResNet-20 beside fp32 PyTorch eager"),
+    "checks": Section("cpu_training", "training steps under `train --check` beside unchecked ones"),
     "dumped": Section("cpu_training", "operands of real training on narrow registers beside torch._int_mm"),
     "worst": Section("cpu_gemm", "every output saturates, no shortcut holds, beside fp32 matmul and Numba loops"),
     "trees": Section("cpu_gemm", "trees, lanes, dropped bits, several levels, beside fp32 matmul"),

@@ -68,6 +68,8 @@ TARGETS: Mapping[str, Target] = {
     "step_acc24": _cost("ResNet-20 step, 32x32, batch 128, BHQ-5, int8_acc24_saturate", 1.0, _STEP),
     "step_wrap": _cost("the same, int8_acc32_wrap", 0.8, _STEP),
     "step_acc16": _cost("the same, int8_acc16_saturate", 2.0, _STEP),
+    "check_sample": _cost("a step with --check sample:0.01", 1.05, "the unchecked step"),
+    "check_freivalds": _cost("a step with --check freivalds", 1.05, "the unchecked step"),
     "dumped_20_24": _speed("operands of real training, 20 and 24 bits saturating", 0.6, _INT_MM),
     "dumped_16": _speed("operands of real training, 16 bits saturating", 0.25, _INT_MM),
     "worst_17_32": _speed("worst case, registers of 17 to 32 bits", 1.2, _FP32),

@@ -21,6 +21,8 @@ from fqtsim.backends.base import GemmResult
 from fqtsim.data import DataInfo, load_dataset
 from fqtsim.hw.spec import Datapath, Hardware, Level
 from fqtsim.models import build_model
+from fqtsim.train.check_report import parse_checks
+from fqtsim.train.checks import Checker
 from fqtsim.train.trainer import MOMENTUM, Trainer
 
 RECIPE = "bhq5"
@@ -110,16 +112,41 @@ def step(bench: Bench) -> None:
                 trainer = work.trainer(name)
                 calls: dict[str, Callable[[], object]] = {OURS: partial(trainer.step, work.x, work.y), **plain}
                 timings = bench.time(calls, threads)
-                trainer.net.reset_report()
-                trainer.step(work.x, work.y)
-                report = trainer.net.report()
-                # Rows of the report hold one GEMM's shape; outputs tell how many such products a step had.
-                macs = sum(row["outputs"] * row["k"] for row in report)
-                moved = step_bytes(work.name, work.info, len(work.y))
-                altered = sum(row["altered"] for row in report) / sum(row["outputs"] for row in report)
-                counted = {"macs": macs, "bytes": moved, "unit": "int8 dot product", "altered": altered}
                 text = f"{work.name}, batch {len(work.y)}, {RECIPE}, {name}"
-                bench.against(target, text, threads, timings, list(plain), **counted)
+                bench.against(target, text, threads, timings, list(plain), **_counted(work, trainer))
+
+
+def _counted(work: Work, trainer: Trainer) -> dict[str, Any]:
+    """Return what one more step multiplies, moves and alters."""
+    trainer.net.reset_report()
+    trainer.step(work.x, work.y)
+    report = trainer.net.report()
+    # Rows of the report hold one GEMM's shape; outputs tell how many such products a step had.
+    macs = sum(row["outputs"] * row["k"] for row in report)
+    moved = step_bytes(work.name, work.info, len(work.y))
+    altered = sum(row["altered"] for row in report) / sum(row["outputs"] for row in report)
+    return {"macs": macs, "bytes": moved, "unit": "int8 dot product", "altered": altered}
+
+
+def checks(bench: Bench) -> None:
+    """Time training steps with and without checks. Turns change from step to step, so many steps are taken."""
+    work = prepared(bench)
+    for threads in bench.threads:
+        with bench.on(threads):
+            for target, asked in (("check_sample", "sample:0.01"), ("check_freivalds", "freivalds")):
+                for name in STEP_TARGETS if target == "check_sample" else ("int8_acc32_wrap",):
+                    plain, checked = work.trainer(name), work.trainer(name)
+                    checker = Checker(checked.net, parse_checks(asked))
+
+                    def step(checker: Checker = checker, checked: Trainer = checked) -> None:
+                        with checker.watching():
+                            checked.step(work.x, work.y)
+
+                    timings = bench.time({OURS: step, "unchecked": partial(plain.step, work.x, work.y)}, threads)
+                    text = f"{work.name}, batch {len(work.y)}, {RECIPE}, {name}, --check {asked}"
+                    bench.against(
+                        target, text, threads, timings, ["unchecked"], checks=checker.report(), **_counted(work, plain)
+                    )
 
 
 def narrow(datapath: Datapath, bits: int) -> Datapath:

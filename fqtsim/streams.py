@@ -18,6 +18,7 @@ FLIP = 18
 # What is recomputed to check a run; nothing that reaches a weight reads these.
 CHECK_SAMPLE = 32
 CHECK_FREIVALDS = 33
+CHECK_TURN = 34
 
 
 def stream_id(layer_index: int, port: int) -> int:

@@ -18,11 +18,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks"
 SECTIONS = (
-    "step", "dumped", "worst", "trees", "exact", "depthwise", "quantize", "threads", "growth", "memory", "first",
+    "step", "checks", "dumped", "worst", "trees", "exact", "depthwise", "quantize", "threads", "growth", "memory",
+    "first",
 )  # fmt: skip
 #: Where the rows of a target come from. Which of them dumped operands belong to depends on what they saturate.
 TARGETS_OF = {
-    "step": {"step_acc24", "step_wrap", "step_acc16"}, "worst": {"worst_17_32", "worst_16", "loop"},
+    "step": {"step_acc24", "step_wrap", "step_acc16"}, "checks": {"check_sample", "check_freivalds"},
+    "worst": {"worst_17_32", "worst_16", "loop"},
     "trees": {"trees"}, "exact": {"exact"}, "quantize": {"psq", "bhq"}, "threads": {"threads"}, "growth": {"growth"},
     "first": {"import", "first_gemm"},
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from fqtsim.backends.direct import Walk
 from fqtsim.hw.spec import Datapath
 from fqtsim.train.gemm import Gemm
-from fqtsim.train.geometry import Window
+from fqtsim.train.geometry import Pair, Window
 from fqtsim.train.lowering import backward_walk, forward_walk, some_gradient_rows, some_rows
 from fqtsim.train.operands import Array, Operand
 
@@ -63,13 +64,16 @@ def scaled(codes: Array, part: Part, dropped: int) -> Array:
     a, b, (row_step, za, row_offset), (column_step, zb, column_offset) = part[:4]
     k, column_step = a.shape[1], column_step.astype(np.float64)
     za, row_step = za[:, None], row_step.astype(np.float64)[:, None]
-    value = codes.astype(np.int64) << dropped
+    value = codes.astype(np.int64)
+    if dropped:
+        value <<= dropped
     if za.any():
         value -= za * b.sum(0, dtype=np.int64)
     if zb.any():
         value -= zb * a.sum(1, dtype=np.int64)[:, None]
         value += k * za * zb
-    total = value.astype(np.float64) * (row_step * column_step)
+    total = value.astype(np.float64)
+    total *= row_step * column_step
     if row_offset is not None or column_offset is not None:
         total = _with_offsets(total, part)
     product: Array = total.astype(np.float32)
@@ -172,8 +176,10 @@ class Product:
 class LinearProduct(Product):
     """fprop and dgrad of a linear layer: a is (N, ..., K), out (N, ..., N')."""
 
-    #: Whether b is W itself, and not its transpose.
-    is_dgrad: bool = False
+    @property
+    def is_dgrad(self) -> bool:
+        """Whether b is W itself, and not its transpose."""
+        return self.gemm.name == "dgrad"
 
     def _sides(self, group: int, rows: Array, cols: Array) -> tuple[Side, Side]:
         sample = rows // (self.shape[0] // len(self.a.codes))
@@ -206,7 +212,7 @@ class LinearGradient(Product):
         return self.out[cols, rows]
 
 
-ONE = Walk((1, 1), (1, 1))
+ONE = Window((1, 1), (1, 1), (0, 0), (0, 0))
 
 
 @dataclass(frozen=True)
@@ -221,8 +227,15 @@ class _Places:
 class ConvProduct(Product):
     """The three products of a convolution."""
 
-    #: Which place of an image of `a` an output meets through a tap.
-    walk: Walk = ONE
+    window: Window = ONE
+    #: Height and width of the input.
+    size: Pair = (1, 1)
+
+    @cached_property
+    def walk(self) -> Walk:
+        """Which place of an image of `a` an output meets through a tap."""
+        walk = backward_walk if self.gemm.name == "dgrad" else forward_walk
+        return walk(self.window, self.size)
 
     def _channels(self, operand: Operand, dimension: int) -> int:
         return int(operand.codes.shape[dimension]) // self.groups
@@ -245,7 +258,10 @@ class ConvProduct(Product):
 class ConvImages(ConvProduct):
     """fprop and dgrad: a row is a position of a sample, k is (kh, kw, channel)."""
 
-    is_dgrad: bool = False
+    @property
+    def is_dgrad(self) -> bool:
+        """Whether b is W with its input channels as columns."""
+        return self.gemm.name == "dgrad"
 
     def _sides(self, group: int, rows: Array, cols: Array) -> tuple[Side, Side]:
         sample = rows // (self.walk.outputs[0] * self.walk.outputs[1])
@@ -340,19 +356,18 @@ def linear_product(gemm: Gemm, a: Operand, b: Operand, out: Array) -> Product:
     rows, features = math.prod(a.codes.shape[:-1]), int(a.codes.shape[-1])
     if gemm.name == "wgrad":
         return LinearGradient(gemm, a, b, out, (features, int(b.codes.shape[-1]), rows))
-    return LinearProduct(gemm, a, b, out, (rows, int(out.shape[-1]), features), is_dgrad=gemm.name == "dgrad")
+    return LinearProduct(gemm, a, b, out, (rows, int(out.shape[-1]), features))
 
 
 def conv_product(
     gemm: Gemm, a: Operand, b: Operand, out: Array, window: Window, groups: int, shape: tuple[int, ...]
 ) -> Product:
     """Return what a convolution multiplied; shape (N, C, H, W) is that of the input, for dgrad."""
-    samples, channels, height, width = (int(size) for size in a.codes.shape)
-    taps = window.kernel[0] * window.kernel[1]
-    size = (shape[2], shape[3]) if gemm.name == "dgrad" else (height, width)
-    walk = backward_walk(window, size) if gemm.name == "dgrad" else forward_walk(window, size)
-    rows, each = samples * walk.outputs[0] * walk.outputs[1], taps * channels // groups
+    images = out if gemm.name != "wgrad" else b.codes
+    rows = int(images.shape[0] * images.shape[2] * images.shape[3])
+    each = window.kernel[0] * window.kernel[1] * int(a.codes.shape[1]) // groups
     if gemm.name == "wgrad":
-        return ConvGradient(gemm, a, b, out, (each, int(out.shape[0]) // groups, rows), groups, walk)
-    sizes = rows, int(out.shape[1]) // groups, each
-    return ConvImages(gemm, a, b, out, sizes, groups, walk, gemm.name == "dgrad")
+        sizes = each, int(out.shape[0]) // groups, rows
+        return ConvGradient(gemm, a, b, out, sizes, groups, window, (int(a.codes.shape[2]), int(a.codes.shape[3])))
+    size = (shape[2], shape[3]) if gemm.name == "dgrad" else (int(a.codes.shape[2]), int(a.codes.shape[3]))
+    return ConvImages(gemm, a, b, out, (rows, int(out.shape[1]) // groups, each), groups, window, size)
