@@ -167,6 +167,13 @@ def test_a_device_that_cannot_record_says_so_and_goes_on() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(trainer, [8, 8])
+    other = trainer_of("dropout", "bhq5", WRAP, device(DeviceNative, none))
+    train(other, [8])
+    with (
+        pytest.raises(TrainingStopped, match="step 1: layer 'conv'"),
+        pytest.warns(UserWarning, match="kernel by kernel"),
+    ):
+        other.step(torch.full((8, 1, 8, 8), float("inf")), torch.zeros(8, dtype=torch.int64))
     expected = trainer_of("dropout", "bhq5", WRAP, "emulator")
     train(expected, [8] * 4)
     assert outcome(trainer) == outcome(expected)

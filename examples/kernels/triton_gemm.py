@@ -119,6 +119,7 @@ def matmul(a: Any, b: Any, c: Any = None, bug: str = "", parts: int = 1) -> torc
             TILE_M,
             TILE_N,
             TILE_K,
+            enable_fp_fusion=False,
         )
     return out
 

@@ -26,7 +26,7 @@ from fqtsim.kernels.gpu.datapath import DatapathResult, datapath_gemm
 
 TENSOR_CORES = "INT8 tensor cores (Triton, torch._int_mm)"
 NO_DEVICE = "torch sees no CUDA device"
-PROVEN_SHAPES = ((3, 7, 5), (17, 130, 33), (64, 64, 64), (2, 140_001, 3))
+PROVEN_SHAPES = ((1, 1, 1), (3, 7, 5), (17, 130, 33), (64, 64, 64), (2, 140_001, 3))
 """(M, K, N) of the self-test; the last one wraps."""
 HELD = ("int8", "uint8", "int16")
 """Types of codes that the kernels read."""

@@ -150,8 +150,10 @@ class RecordedSteps:
             torch.empty(1, dtype=torch.float32, device=p.device), torch.empty(1, dtype=torch.int64, device=p.device),
         )  # fmt: skip
         inputs.fill(x, labels, rate, net.step_index)
-        expected = self._outcome(x, labels, rate)
-        after = [buffer.clone() for buffer in buffers]
+        # The recorded program itself, once: a kernel that is first met while it is recorded could not be loaded there.
+        expected = self._program(inputs)
+        check_labels(expected.shape, labels, self.smoothing)
+        after, noted = [buffer.clone() for buffer in buffers], p.faults.flags.clone()
         net.zero_grad(set_to_none=True)
         try:
             recording = self._record(inputs)
@@ -172,25 +174,25 @@ class RecordedSteps:
                     "one by one; use backend emulator@cpu"
                 )
             self._known[key] = recording
-        assign(buffers, after)
+        assign([*buffers, p.faults.flags], [*after, noted])
         self._count(expected)
         p.faults.expect(expected.sites, net.step_index)
         return expected.state
 
-    def _record(self, inputs: _Inputs) -> _Recording:
+    def _program(self, inputs: _Inputs, recording: bool = False) -> _Outcome:
+        """Compute a step from what lies in the inputs."""
         p: Any = self.backend.primitives
-        recorder, run = self.backend.recorder, self.net._run
-        if recorder is None:
+        run = self.net._run
+        run.clock, p.recording, run.differentiated = inputs.clock, recording, None
+        try:
+            return self._outcome(inputs.x, inputs.labels, inputs.rate)
+        finally:
+            run.clock, p.recording = None, False
+
+    def _record(self, inputs: _Inputs) -> _Recording:
+        if self.backend.recorder is None:
             raise RuntimeError("this backend records nothing")
-
-        def program() -> _Outcome:
-            run.clock, p.recording, run.differentiated = inputs.clock, True, None
-            try:
-                return self._outcome(inputs.x, inputs.labels, inputs.rate)
-            finally:
-                run.clock, p.recording = None, False
-
-        outcome, replay = recorder(program)
+        outcome, replay = self.backend.recorder(lambda: self._program(inputs, recording=True))
         self.net.zero_grad(set_to_none=True)
         return _Recording(inputs, outcome, replay)
 

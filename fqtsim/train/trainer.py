@@ -83,7 +83,7 @@ class Trainer:
         before = self._kept(buffers)
         try:
             with p.faults.reading_once():
-                targets, rate = np.asarray(labels), self.rate.at(self.step_index, p.host)
+                targets, rate = _on_host(labels), self.rate.at(self.step_index, p.host)
                 done = self._replayed(x, targets, rate) or self.next_state(x, targets, rate)
         except BaseException:
             assign(buffers, before)
@@ -252,6 +252,10 @@ class Trainer:
                     f"{path}: tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}, not {ours[name].dtype} "
                     f"{tuple(ours[name].shape)}; load it into the network that wrote it"
                 )
+
+
+def _on_host(labels: Any) -> Array:
+    return labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
 
 
 def _live(values: Array) -> torch.Tensor:

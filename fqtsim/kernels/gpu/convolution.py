@@ -73,7 +73,7 @@ def _expand(
     expand_kernel[(-(-positions // 64), -(-padded // block), groups)](
         x, out, fill, 1 if zero is None else max(samples // len(fill), 1), positions, each, padded, height, width,
         *grid.size, *x.stride(), *strides, *grid.step, *grid.offset, *grid.hole,
-        FLIP=int(x.dtype == torch.uint8), NOTHING=zero is None, BP=64, BC=block,
+        FLIP=int(x.dtype == torch.uint8), NOTHING=zero is None, BP=64, BC=block, enable_fp_fusion=False,
     )  # fmt: skip
 
 

@@ -291,10 +291,17 @@ def stepped(
     shape = (*out.shape, a.shape[2], str(a.dtype), str(b.dtype), a.stride(2) == 1, b.stride(1) == 1, start is None)
     key = ("datapath", form or (lowered.table.tobytes(), lowered.word_bits), found is None, shape)
     tiles = _tiles(out.shape[1], out.shape[2], a)
-    if form is None:
-        return tune.run(key, tiles[-2:], lambda tile: _launch_chain(call, lowered.table, lowered.word_bits, tile))
-    tiles = tiles if form.word == torch.int32 else tiles[-2:]  # two registers a number: fewer outputs a thread
-    return tune.run(key, tiles, lambda tile: _launch_saturating(call, form, a.is_cuda, tile))
+    if form is None or form.word != torch.int32:
+        tiles = tiles[-2:]  # two registers a number: fewer outputs a thread
+
+    def perform(tile: tune.Tile) -> torch.Tensor:
+        # Forms that are compared must not write to one tensor, nor start from what another one left.
+        own = call._replace(out=out.clone()) if tune.is_open(key, tiles) else call
+        if form is None:
+            return _launch_chain(own, lowered.table, lowered.word_bits, tile)
+        return _launch_saturating(own, form, a.is_cuda, tile)
+
+    return tune.run(key, tiles, perform)
 
 
 def unlimited(a: torch.Tensor, b: torch.Tensor, lowered: Lowered, start: torch.Tensor | None) -> torch.Tensor:

@@ -7,8 +7,9 @@ What must be exact, and why it is:
   split K and atomic additions may come in any order; a saturating datapath never comes here.
 - Tensor cores must not be trusted with an overflow: Triton writes `mma.sync` for INT8 with `.satfinite`, which clamps,
   and `wgmma` without it. So no accumulator of theirs ever takes more than RUN terms of signed bytes, starting at 0:
-  none can overflow, whatever the instruction would do. Longer sums are parts, added by ordinary (wrapping) integer
-  additions, and so are start values.
+  none can overflow, whatever the instruction would do. (Where a convolution's k is one tile, Triton adds the sums for
+  zero points to the same accumulator: up to 128 terms more.) Longer sums are parts, added by ordinary (wrapping)
+  integer additions, and so are start values.
 - Tensor cores multiply signed bytes. An unsigned code enters as code - 128, and 128 times the other side's sum is
   added back modulo 2^32 (epilogue.py). Codes beyond K are stored as the byte 0 and add nothing to any sum.
 - Longer K with an exact sum: runs of k that cannot overflow, added in int64 (`int8_gemm_exact`).
@@ -71,10 +72,10 @@ def pack(codes: torch.Tensor, with_sums: bool) -> Packed:
     sums = torch.zeros(rows, dtype=torch.int64, device=codes.device)
     if with_sums or not ready:
         block = 64 if codes.is_cuda else tune.power_of_two(rows, 1, 64)
-        grid = (-(-rows // block), -(-pitch // 128))
+        grid = (-(-rows // block) * -(-pitch // 128),)
         pack_kernel[grid](
             codes, out, sums, rows, k, codes.stride(0), codes.stride(1), pitch,
-            FLIP=not signed, SUMS=with_sums, WRITE=not ready, BR=block, BK=128,
+            FLIP=not signed, SUMS=with_sums, WRITE=not ready, BR=block, BK=128, enable_fp_fusion=False,
         )  # fmt: skip
     return Packed(out if ready else out[:, :k], 0 if signed else 128, sums)
 

@@ -53,6 +53,10 @@ def through_interpreter() -> Iterator[None]:
         _through_interpreter.reset(token)
 
 
-def is_fused(x: torch.Tensor) -> bool:
-    """Tell whether the Triton form runs for x: on CUDA where Triton is installed, else inside through_interpreter."""
-    return has_triton() and (x.is_cuda or _through_interpreter.get())
+def is_fused(x: torch.Tensor, counts_in_int32: bool = False) -> bool:
+    """Tell whether the Triton form runs for x: on CUDA where Triton is installed, else inside through_interpreter.
+
+    counts_in_int32: a form that numbers the elements of x so, and cannot have 2**31 of them.
+    """
+    fits = not counts_in_int32 or x.numel() < 1 << 31
+    return fits and has_triton() and (x.is_cuda or _through_interpreter.get())

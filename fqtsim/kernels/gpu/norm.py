@@ -82,7 +82,7 @@ def statistics(x: torch.Tensor, eps: float, flags: torch.Tensor | None = None) -
     A term or sum that is not finite is noted. Fused: three reads, 12 bytes an element (all but one from the cache for
     tensors that fit it).
     """
-    if x.numel() == 0 or not is_fused(x):
+    if x.numel() == 0 or not is_fused(x, counts_in_int32=True):
         return composed_statistics(x, eps, flags)
     from fqtsim.kernels.gpu import triton_norm
 
@@ -111,7 +111,7 @@ def normalize(
 
     Fused: 4 bytes read and 4 written an element.
     """
-    if x.numel() == 0 or not is_fused(x):
+    if x.numel() == 0 or not is_fused(x, counts_in_int32=True):
         return composed_normalize(x, mean, inv, affine, with_relu)
     from fqtsim.kernels.gpu import triton_norm
 
@@ -156,7 +156,7 @@ def gradients(
 
     A term or sum that is not finite is noted. Fused: three reads of dy and x and one write, 28 bytes an element.
     """
-    if dy.numel() == 0 or not is_fused(dy):
+    if dy.numel() == 0 or not is_fused(dy, counts_in_int32=True):
         return composed_gradients(dy, saved, flags)
     from fqtsim.kernels.gpu import triton_norm
 

@@ -69,7 +69,7 @@ def exact_sum64(x: torch.Tensor, axes: tuple[int, ...], flags: torch.Tensor | No
     A sum with a term that is not finite is NaN and noted. Fused: two reads, 8 bytes an element (the second mostly from
     the cache), whatever the strides.
     """
-    if x.numel() == 0 or not axes or not is_fused(x):
+    if x.numel() == 0 or not axes or not is_fused(x, counts_in_int32=True):
         return composed_exact_sum64(x, axes, flags)
     from fqtsim.kernels.gpu import triton_sums
 

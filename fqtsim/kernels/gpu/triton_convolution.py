@@ -87,7 +87,7 @@ def patches_kernel(
     )  # fmt: skip
     scales = group * column_group
     finish_tile(
-        acc, row * BM + tl.arange(0, BM), column * BN, M, N, K.to(tl.int64),
+        acc, row * BM + tl.arange(0, BM), column * BN, M, N, tl.cast(K, tl.int64),
         (row_zero, row_sum + group * M, row_step, row_run),
         (column_zero + scales, column_sum + group * N, column_step + scales, column_run),
         (out + group * N * out_channel, out_sample, out_inner, out_channel, inner), (record, low, high),

@@ -67,7 +67,7 @@ def given_codes(acc, row_sum, column_sum, K, CA: tl.constexpr, CB: tl.constexpr)
 @triton.jit
 def corrected(acc, row_zero, row_sum, column_zero, column_sum, K, WIDE: tl.constexpr):
     """Return acc - za sum(b) - zb sum(a) + K za zb: int64, or int32 where the result fits it."""
-    rest = row_sum - K.to(tl.int64) * row_zero
+    rest = row_sum - tl.cast(K, tl.int64) * row_zero
     if WIDE:
         value = acc.to(tl.int64)
         value -= row_zero[:, None] * column_sum[None, :] + rest[:, None] * column_zero[None, :]
@@ -206,7 +206,7 @@ def gemm_kernel(
     at = tl.minimum(m, M - 1).to(tl.int64)[:, None] * N + tl.minimum(n, N - 1)[None, :]
     if part == 0:  # what a part adds but once
         sa, sb = tl.load(row_sum + tl.minimum(m, M - 1)), tl.load(column_sum + tl.minimum(n, N - 1))
-        acc = given_codes(acc, sa, sb, K.to(tl.int64), CA, CB)
+        acc = given_codes(acc, sa, sb, tl.cast(K, tl.int64), CA, CB)
         if START:
             acc += tl.load(start + at, mask=inside, other=0)
     if PARTS == 1:
@@ -228,7 +228,7 @@ def scaled_kernel(
     row, column = tile_of(tl.program_id(0), tl.cdiv(M, BM), tl.cdiv(N, BN), GROUP)
     acc = product(a, b, row * BM, column * BN, M, N, K, a_stride, b_stride, 0, K, BM, BN, BK, TMA)
     finish_tile(
-        acc, row * BM + tl.arange(0, BM), column * BN, M, N, K.to(tl.int64),
+        acc, row * BM + tl.arange(0, BM), column * BN, M, N, tl.cast(K, tl.int64),
         (row_zero, row_sum, row_step, row_per), (column_zero, column_sum, column_step, column_per),
         (out, row_stride, inner_stride, column_stride, inner), (record, low, high),
         CA, CB, BITS, UNSIGNED, WIDE, RECORD, BM, BN,
@@ -248,7 +248,7 @@ def finish_kernel(
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     at = tl.minimum(m, M - 1).to(tl.int64)[:, None] * m_stride + tl.minimum(n, N - 1).to(tl.int64)[None, :] * n_stride
     finish(
-        tl.load(acc + at), m, n, M, N, K.to(tl.int64),
+        tl.load(acc + at), m, n, M, N, tl.cast(K, tl.int64),
         (row_zero, row_sum, row_step, row_per), (column_zero, column_sum, column_step, column_per),
         (out, row_stride, inner_stride, column_stride, inner), (record, low, high),
         0, 0, BITS, UNSIGNED, DROPPED, WIDE, RECORD,
@@ -261,8 +261,9 @@ def pack_kernel(
     FLIP: tl.constexpr, SUMS: tl.constexpr, WRITE: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Copy codes (R, K) of any strides to signed bytes out (R, out_stride), 0 beyond K, and add up each row."""
-    r = tl.program_id(0) * BR + tl.arange(0, BR)
-    k = tl.program_id(1) * BK + tl.arange(0, BK)
+    across = tl.cdiv(out_stride, BK)  # in one dimension of the grid: the second one ends at 65535
+    r = tl.program_id(0) // across * BR + tl.arange(0, BR)
+    k = tl.program_id(0) % across * BK + tl.arange(0, BK)
     inside = (r < R)[:, None] & (k < K)[None, :]
     at = r.to(tl.int64)[:, None] * r_stride + k.to(tl.int64)[None, :] * k_stride
     codes = tl.load(source + at, mask=inside, other=0)

@@ -184,10 +184,10 @@ def _flat(
     else:
         row = pid // tiles
         tile = pid % tiles
-        start = row.to(tl.int64) * length + tile * (4 * B)
-        start = tl.multiple_of(start, 4)
+        within = tl.cast(tile, tl.int64) * (4 * B)  # a row may have more than 2**31 elements
+        start = tl.multiple_of(row.to(tl.int64) * length + within, 4)
         at = tl.arange(0, B)[:, None] * 4 + lane
-        rest = length - tile * (4 * B)
+        rest = length - within
         inside = at < rest
         if BY_FOURS:  # one condition for four neighbours, so that they load and store together
             inside = (tl.arange(0, B)[:, None] * 4 < rest) & (lane < 4)
@@ -269,7 +269,8 @@ def random_words(seed: int, stream: int, step: Step, out: torch.Tensor) -> torch
     """Fill out (count,) int32 and return it."""
     if out.numel():
         grid = (triton.cdiv(out.numel(), 4 * BLOCKS),)
-        _words[grid](out, out.numel(), *_draw_arguments(seed, stream, step, out), BLOCKS, num_warps=WARPS)
+        drawn = _draw_arguments(seed, stream, step, out)
+        _words[grid](out, out.numel(), *drawn, BLOCKS, num_warps=WARPS, **EXACT)
     return out
 
 
