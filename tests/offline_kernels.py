@@ -70,14 +70,14 @@ def codes(*shape: int, kind: torch.dtype = torch.int8) -> torch.Tensor:
 def products() -> Iterator[Callable[[], Any]]:
     """Yield GEMMs, sides with and without zero points, and convolutions; sizes of 1 among them."""
     from fqtsim.kernels.gpu import convolution
-    from fqtsim.kernels.gpu.epilogue import EXACT, WRAP32, Register, Side, Watch
+    from fqtsim.kernels.gpu.epilogue import EXACT, WRAP32, Register, Side, Watch, new_record
     from fqtsim.kernels.gpu.gemm import int8_gemm, int8_gemm_exact, int8_gemm_scaled
     from fqtsim.train.geometry import Window
 
     one, many = Side(codes(kind=torch.int32), torch.ones(())), Side(None, torch.ones(()))
 
     def watch() -> Watch:
-        return Watch(codes(3, kind=torch.int64), -100, 100)
+        return Watch(new_record("cpu"), -100, 100)
 
     for m, k, n in ((64, 256, 48), (1, 1, 1), (5, 1, 7), (1, 64, 1), (300, 2, 20)):
         for kind in (torch.int8, torch.uint8):
@@ -85,7 +85,7 @@ def products() -> Iterator[Callable[[], Any]]:
             yield lambda a=a, b=b: int8_gemm(a, b)
             yield lambda a=a, b=b, m=m, n=n: int8_gemm(a, b, start=codes(m, n, kind=torch.int32))
             yield lambda a=a, b=b: int8_gemm_exact(a, b)
-            for register in (EXACT, WRAP32, Register(20)):
+            for register in (EXACT, WRAP32, Register(20), Register(20, counted=True)):
                 yield lambda a=a, b=b, r=register: int8_gemm_scaled(a, b, one, many, register=r, watch=watch())
     plain, point = Window((3, 3), (2, 1), (1, 1), (1, 1)), Window((1, 1), (1, 1), (0, 0), (0, 0))
     for shape, outputs, window, groups in (

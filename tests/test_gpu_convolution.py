@@ -127,7 +127,7 @@ def test_channels_of_any_number_and_every_layout(channels: int) -> None:
     )
 
 
-@pytest.mark.parametrize("register", [EXACT, Register(14), Register(14, True)])
+@pytest.mark.parametrize("register", [EXACT, Register(14), Register(14, True), Register(14, counted=True)])
 def test_narrow_and_exact_registers(register: Register) -> None:
     made = Made(CASES[1], True, False)
     both(conv_fprop, made.x, made.w, made.window, 1, made.of_x, made.of_w, register=register)

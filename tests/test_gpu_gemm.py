@@ -36,7 +36,10 @@ pytestmark = pytest.mark.skipif(
 TYPES = (torch.int8, torch.uint8)
 PAIRS = [(a, b) for a in TYPES for b in TYPES]
 SHAPES = [(1, 1, 1), (3, 7, 5), (40, 130, 33), (64, 70, 16)]
-REGISTERS = [WRAP32, EXACT, Register(20), Register(20, True), Register(32, True)]
+REGISTERS = [
+    WRAP32, EXACT, Register(20), Register(20, True), Register(32, True), Register(14, counted=True),
+    Register(17, True, counted=True),
+]  # fmt: skip
 
 
 def codes(generator: torch.Generator, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -87,6 +90,9 @@ def test_scaled_products_equal_the_numba_epilogue(types: tuple[Any, Any], regist
     assert torch.equal(*records)
     exact = a.long() @ b.long()
     assert records[0][:2].tolist() == [int(exact.min()), int(exact.max())]
+    held = acc if register.counted else exact
+    assert int(records[0][2]) == int((held == int(acc.min())).sum())
+    assert int(records[0][3]) == (int((acc != exact).sum()) if register.counted else 0)
 
 
 @pytest.mark.parametrize("dropped", [0, 3])

@@ -21,8 +21,10 @@ from fqtsim.backends.device import DeviceEmulator, DeviceNative
 from fqtsim.backends.torch_primitives import TorchPrimitives
 from fqtsim.data import load_dataset
 from fqtsim.data.batches import training_batch
+from fqtsim.hw.load import load_hardware
 from fqtsim.kernels.gpu.launch import has_triton, through_interpreter
 from fqtsim.models import build_model
+from fqtsim.train import on_device
 from fqtsim.train.ranges import activation_layers
 
 WRAP, SATURATE, TREE = "int8_acc32_wrap", "int8_acc24_saturate", "int8_acc20_tree4"
@@ -234,3 +236,29 @@ def test_fixed_ranges_of_activations(fixed: tuple[float, float]) -> None:
         found.append((logits.numpy().tobytes(), [layer.activation_clamps for layer in layers], net.ties))
     assert found[0] == found[1]
     assert found[0][1][0] > 0
+
+
+@pytest.mark.parametrize("bits", ["int14", "uint17"])
+def test_wgrad_on_a_register_that_wraps_needs_no_patches(bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stage 1 of ResNet-56 at batch 128 has K = 131072, where int8 codes can pass int32: its report still counts."""
+    hardware = load_hardware("int8_acc32_wrap", {"datapath.levels.-1.register": bits})
+    results = []
+    for backend in ("emulator", DeviceNative("cpu"), DeviceEmulator("cpu")):
+        torch.manual_seed(0)
+        net = fqtsim.fully_quantize(EveryKind(), "ptq8", hardware, backend, seed=0)
+        results.append(outcome(train(fqtsim.Trainer(net, RULE, dict(name="constant")), 2)))
+    assert results[0] == results[1] == results[2]
+    wrapped = [row for row in results[0][1] if row["gemm"] == "wgrad" and row["altered"]]
+    assert wrapped
+    assert all(row["altered"] == row["out_of_range"] for row in wrapped)
+
+    def only_others(gemm: Any, *rest: Any) -> Any:
+        if gemm.name == "wgrad":
+            raise RuntimeError("a matrix of patches")
+        return multiply(gemm, *rest)
+
+    multiply = on_device._multiply
+    monkeypatch.setattr(on_device, "_multiply", only_others)
+    train(trainer_of(EveryKind(), "ptq8", hardware, DeviceNative("cpu")), 1)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="a matrix of patches"):
+        train(trainer_of("cnn", "ptq8", "int8_acc12_saturate", DeviceEmulator("cpu")), 1)

@@ -186,5 +186,5 @@ class DeviceEmulator(DeviceBackend):
         return f"integer ALUs@{self.device}, and {TENSOR_CORES} where order cannot matter"
 
 
-EMPTY_RECORD = np.array([(1 << 63) - 1, -(1 << 63) + 1, 0], np.int64)
-"""Smallest, largest and count of rails before anything was seen; a device keeps a copy."""
+EMPTY_RECORD = np.array([(1 << 63) - 1, -(1 << 63) + 1, 0, 0], np.int64)
+"""Watch.record before anything was seen; a device keeps a copy."""

@@ -1,8 +1,9 @@
 """The three GEMMs of a linear and of a convolutional layer on a device: the twin of functional.py (S4, S5.8).
 
 Where no register can overflow, one kernel multiplies, corrects the zero points and scales, and a convolution's patches
-never lie in memory. Elsewhere, and where somebody observes the operands, patches are gathered into a matrix and the
-datapath runs on it. Images come out channels last.
+never lie in memory; so too wgrad, whose sums are the longest, where a register wraps whatever the order. Elsewhere, and
+where somebody observes the operands, patches are gathered into a matrix and the datapath runs on it. Images come out
+channels last.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import torch
 
 from fqtsim.backends.device import EMPTY_RECORD, DeviceBackend, DeviceResult
 from fqtsim.errors import BackendRefused, InputError
+from fqtsim.hw.lower import BITS, HIGH, LOW, MODE, UNSIGNED
 from fqtsim.hw.lower import EXACT as EXACT_MODE
-from fqtsim.hw.lower import HIGH, LOW, MODE
 from fqtsim.kernels.gpu import convolution, epilogue
-from fqtsim.kernels.gpu.epilogue import Side, Watch
+from fqtsim.kernels.gpu.epilogue import EXACT, Register, Side, Watch
 from fqtsim.kernels.gpu.gemm import int8_gemm_scaled
 from fqtsim.train.gemm import Gemm, check_width
 from fqtsim.train.geometry import Pair, Window
@@ -61,9 +62,13 @@ def _part(side: Side, group: int, groups: int, count: int) -> Side:
 
 
 def _fused(
-    gemm: Gemm, a: Operand, b: Operand, sizes: tuple[int, int, int], groups: int, product: Callable[[Watch], Array]
-) -> Array | None:
-    """Return the product by one kernel where that gives every bit and count, else None. sizes: M, N, K of a group."""
+    gemm: Gemm, a: Operand, b: Operand, sizes: tuple[int, int, int], groups: int,
+    product: Callable[[Watch, Register], Array], counts: bool = False,
+) -> Array | None:  # fmt: skip
+    """Return the product by kernels of one piece where they give every bit and count, else None. sizes: M, N, K.
+
+    counts: whether they also say what a register that wraps, whatever the order, changes.
+    """
     backend, (m, n, k) = _backend(gemm), sizes
     if a.codes.dtype not in BYTES or b.codes.dtype not in BYTES or not (m and n and k):
         return None
@@ -73,16 +78,20 @@ def _fused(
     if reason is not None:
         raise BackendRefused(f"layer {gemm.layer!r}, {gemm.name}: {backend.name}@{backend.device}: {reason}")
     lowered = backend.lowered(gemm.datapath, k)
-    if not lowered.never_overflows:
+    row = lowered.accumulator
+    wraps = counts and lowered.order_free_wrap and int(row[BITS]) <= 32
+    if not (lowered.never_overflows or wraps):
         return None
     check_width(gemm, lowered.unlimited.magnitude, k)
-    row = lowered.accumulator
+    register = EXACT if lowered.never_overflows else Register(int(row[BITS]), bool(row[UNSIGNED]), counted=True)
     rails = RAILS if row[MODE] == EXACT_MODE else (int(row[LOW]), int(row[HIGH]))
     p = gemm.run.primitives
     watch = Watch(p.constant(EMPTY_RECORD).clone(), *rails)
-    out = product(watch)
-    counts = torch.cat((p.constant(np.zeros(3, np.int64)), watch.record))
-    gemm.run.note_on_device(gemm.layer, gemm.name, sizes, groups, counts)
+    out = product(watch, register)
+    # Where a register wraps, what it changes is what is out of its range; nothing is transient.
+    altered = watch.record[3:]
+    found = torch.cat((altered, altered, p.constant(np.zeros(1, np.int64)), watch.record[:3]))
+    gemm.run.note_on_device(gemm.layer, gemm.name, sizes, groups, found)
     return out
 
 
@@ -143,7 +152,7 @@ def _by_rows(x: Operand, w: Operand, b: Array, gemm: Gemm) -> Array:
         sizes = (a.shape[0], b.shape[1], a.shape[1])
         out = _fused(
             gemm, x, w, sizes, 1,
-            lambda watch: int8_gemm_scaled(a, b, row, column, 1, register=epilogue.EXACT, watch=watch),
+            lambda watch, register: int8_gemm_scaled(a, b, row, column, 1, register=register, watch=watch),
         )  # fmt: skip
     out = _multiply(gemm, a[None], b[None], row, column, 1)[0] if out is None else out
     return out[0].t().reshape(*x.codes.shape[:-1], -1)
@@ -158,9 +167,10 @@ def linear_wgrad(x: Operand, dh: Operand, gemm: Gemm) -> Array:
         sizes = (a.shape[0], b.shape[1], a.shape[1])
         out = _fused(
             gemm, x, dh, sizes, 1,
-            lambda watch: int8_gemm_scaled(
-                a, b, row, column, 1, register=epilogue.EXACT, watch=watch, channels_last=False
+            lambda watch, register: int8_gemm_scaled(
+                a, b, row, column, 1, register=register, watch=watch, channels_last=False
             ),
+            counts=True,
         )  # fmt: skip
     out = _multiply(gemm, a[None], b[None], row, column, 1)[0] if out is None else out
     return out[0].contiguous()
@@ -214,8 +224,8 @@ def conv_fprop(x: Operand, w: Operand, window: Window, groups: int, gemm: Gemm) 
         sizes = (samples * out_size[0] * out_size[1], outputs, k)
         out = _fused(
             gemm, x, w, sizes, groups,
-            lambda watch: convolution.conv_fprop(
-                x.codes, w.codes, window, groups, row, column, register=epilogue.EXACT, watch=watch
+            lambda watch, register: convolution.conv_fprop(
+                x.codes, w.codes, window, groups, row, column, register=register, watch=watch
             ),
         )  # fmt: skip
     if out is not None:
@@ -235,8 +245,8 @@ def conv_dgrad(dh: Operand, w: Operand, window: Window, groups: int, size: Pair,
     if dh.step is not None and w.step is not None:
         out = _fused(
             gemm, dh, w, (samples * size[0] * size[1], inputs, k), groups,
-            lambda watch: convolution.conv_dgrad(
-                dh.codes, w.codes, window, groups, size, row, column, register=epilogue.EXACT, watch=watch
+            lambda watch, register: convolution.conv_dgrad(
+                dh.codes, w.codes, window, groups, size, row, column, register=register, watch=watch
             ),
         )  # fmt: skip
     if out is not None:
@@ -261,9 +271,10 @@ def conv_wgrad(x: Operand, dh: Operand, window: Window, groups: int, gemm: Gemm)
     if x.step is not None and dh.step is not None:
         out = _fused(
             gemm, x, dh, (m, outputs, k), groups,
-            lambda watch: convolution.conv_wgrad(
-                x.codes, dh.codes, window, groups, row, column, register=epilogue.EXACT, watch=watch
+            lambda watch, register: convolution.conv_wgrad(
+                x.codes, dh.codes, window, groups, row, column, register=register, watch=watch
             ),
+            counts=True,
         )  # fmt: skip
     if out is not None:
         return out

@@ -238,8 +238,8 @@ def conv_fprop(
 
 
 def _runs_fused(x: torch.Tensor, w: torch.Tensor, samples: int, k: int, register: Register) -> bool:
-    short = k <= (RUN if register.bits is not None else exact_terms(x.dtype, w.dtype))
-    return is_fused(x) and short and bool(samples and k and x.numel() and w.numel())
+    short = k <= (exact_terms(x.dtype, w.dtype) if register.exact else RUN)
+    return is_fused(x) and short and not register.counted and bool(samples and k and x.numel() and w.numel())
 
 
 def conv_dgrad(
@@ -276,7 +276,7 @@ def conv_wgrad(
     if not (is_fused(x) and x.numel() and dh.numel()):
         return composed_wgrad(x, dh, window, groups, row, column, register, watch)
     outputs, channels = dh.shape[1], x.shape[1] // groups
-    acc = _wgrad_sums(x, dh, window, groups, row, register.bits is None)
+    acc = _wgrad_sums(x, dh, window, groups, row, register.exact)
     out = (dh.shape[2], dh.shape[3])
     k = dh.shape[0] * out[0] * out[1]
     sa = _tap_sums(x, row.zero, window, out).reshape(*window.kernel, groups, channels).permute(2, 0, 1, 3)
@@ -284,11 +284,12 @@ def conv_wgrad(
     sb = dh.sum((0, 2, 3), dtype=torch.int64).reshape(groups, -1, 1)
     ca, cb = _offset(x), _offset(dh)
     acc = acc.reshape(groups, outputs // groups, -1).to(torch.int64) + ca * sb + cb * sa - k * ca * cb
-    acc = acc if register.bits is None else acc.to(torch.int32)  # the conversion wraps
+    acc = acc if register.exact else acc.to(torch.int32)  # the conversion wraps
+    codes = register.reduce(acc)
     if watch is not None:
-        watch.note(acc)
+        watch.note(acc, codes if register.counted else None)
     (za, row_step), (zb, column_step) = row.spread(1), column.spread(1)
-    values = composed_values(register.reduce(acc), k, (za, zb), (sa, sb), (row_step, column_step))
+    values = composed_values(codes, k, (za, zb), (sa, sb), (row_step, column_step))
     return values.reshape(outputs, *window.kernel, channels).permute(0, 3, 1, 2).contiguous()
 
 

@@ -61,6 +61,13 @@ class Register:
     #: Width of a wrapping accumulator, at most 32; None where the exact sum is meant.
     bits: int | None = 32
     unsigned: bool = False
+    #: Whether the exact sum is found first, so that a watch counts what the width changes.
+    counted: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether exact sums are needed, and not those modulo 2**32."""
+        return self.bits is None or self.counted
 
     def wide(self, k: int) -> bool:
         """Tell whether the corrections need int64."""
@@ -84,25 +91,26 @@ WRAP32 = Register(32)
 class Watch:
     """Where the extremes of the accumulators go."""
 
-    #: int64 (3,): the smallest, the largest, and how many are a rail.
+    #: int64 (4,): the smallest, the largest, how many are a rail, and how many a counted width changed.
     record: torch.Tensor
     #: The rails of the accumulator.
     low: int
     high: int
 
-    def note(self, acc: torch.Tensor) -> None:
-        """Merge accumulators of any shape."""
+    def note(self, acc: torch.Tensor, codes: torch.Tensor | None = None) -> None:
+        """Merge accumulators of any shape, and the codes that a counted register made of them."""
         if not acc.numel():
             return
         acc = acc.to(torch.int64)
-        rails = ((acc == self.low) | (acc == self.high)).sum()
+        held, altered = (acc, self.record[3]) if codes is None else (codes, self.record[3] + (codes != acc).sum())
+        rails = ((held == self.low) | (held == self.high)).sum()
         low, high = torch.minimum(self.record[0], acc.min()), torch.maximum(self.record[1], acc.max())
-        self.record.copy_(torch.stack((low, high, self.record[2] + rails)))
+        self.record.copy_(torch.stack((low, high, self.record[2] + rails, altered)))
 
 
 def new_record(device: torch.device | str) -> torch.Tensor:
     """Return a record that has seen nothing."""
-    return torch.tensor([(1 << 63) - 1, -(1 << 63) + 1, 0], dtype=torch.int64, device=device)
+    return torch.tensor([(1 << 63) - 1, -(1 << 63) + 1, 0, 0], dtype=torch.int64, device=device)
 
 
 def output(like: torch.Tensor, rows: int, m: int, n: int, channels_last: bool) -> torch.Tensor:

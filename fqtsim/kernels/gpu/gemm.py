@@ -186,10 +186,11 @@ def composed_int8_gemm_scaled(
 ) -> torch.Tensor:  # fmt: skip
     """As `int8_gemm_scaled`, by torch operations."""
     total = exact_sums(a, b)
+    codes = register.reduce(total)
     if watch is not None:
-        watch.note(total if register.bits is None else total.to(torch.int32))
+        watch.note(total if register.exact else total.to(torch.int32), codes if register.counted else None)
     sums = a.sum(1, dtype=torch.int64), b.sum(0, dtype=torch.int64)
-    return composed_finish(register.reduce(total), a.shape[1], row, sums[0], column, sums[1], rows)
+    return composed_finish(codes, a.shape[1], row, sums[0], column, sums[1], rows)
 
 
 def int8_gemm_scaled(
@@ -205,13 +206,13 @@ def int8_gemm_scaled(
     m, n, k = _shape(a, b)
     if not (m and n and k) or not is_fused(a):
         return composed_int8_gemm_scaled(a, b, row, column, rows, register=register, watch=watch)
-    if k > RUN or (register.bits is None and k > exact_terms(a.dtype, b.dtype)):
-        acc = int8_gemm_exact(a, b) if register.bits is None else int8_gemm(a, b)
+    if register.counted or k > RUN or (register.exact and k > exact_terms(a.dtype, b.dtype)):
+        acc = int8_gemm_exact(a, b) if register.exact else int8_gemm(a, b)
+        codes = register.reduce(acc)
         if watch is not None:
-            watch.note(acc)
+            watch.note(acc, codes if register.counted else None)
         sums = pack(a, True).sums, pack(b.t(), True).sums
-        acc = register.reduce(acc)
-        return finish(acc, k, row, sums[0], column, sums[1], rows, channels_last=channels_last)
+        return finish(codes, k, row, sums[0], column, sums[1], rows, channels_last=channels_last)
     if rows == 1 and not channels_last:  # stored (N, M): the rows of the other operand are then the columns' lanes
         out = int8_gemm_scaled(b.t(), a.t(), column, row, 1, register=register, watch=watch)
         return out.transpose(1, 2)
