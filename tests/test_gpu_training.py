@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 import fqtsim
+from fqtsim.backends import device
 from fqtsim.backends.allowed import only_allowed_calls
 from fqtsim.backends.base import Backend
 from fqtsim.backends.device import DeviceEmulator, DeviceNative
@@ -22,6 +23,7 @@ from fqtsim.backends.torch_primitives import TorchPrimitives
 from fqtsim.data import load_dataset
 from fqtsim.data.batches import training_batch
 from fqtsim.hw.load import load_hardware
+from fqtsim.kernels.gpu import convolution, datapath, proof
 from fqtsim.kernels.gpu.launch import has_triton, through_interpreter
 from fqtsim.models import build_model
 from fqtsim.train import on_device
@@ -262,3 +264,20 @@ def test_wgrad_on_a_register_that_wraps_needs_no_patches(bits: str, monkeypatch:
     train(trainer_of(EveryKind(), "ptq8", hardware, DeviceNative("cpu")), 1)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="a matrix of patches"):
         train(trainer_of("cnn", "ptq8", "int8_acc12_saturate", DeviceEmulator("cpu")), 1)
+
+
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed")
+def test_the_self_test_of_a_device_runs_every_kernel_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the interpreter, as it stands and with one wrong number in each kernel."""
+    with through_interpreter():
+        assert proof.convolution_fault("cpu") is None
+        for name, wrong in (("_patch_sums", "fprop"), ("_tap_sums", "wgrad")):
+            right = getattr(convolution, name)
+            with monkeypatch.context() as patch:
+                patch.setattr(convolution, name, lambda *args, right=right: right(*args) + 1)
+                assert str(proof.convolution_fault("cpu")).startswith(f"{wrong} of a convolution is wrong for 6 and 5")
+        emulator = DeviceEmulator("cpu")
+        assert [name for name in device.CHAINS if not emulator._performs(name)] == []
+        stepped = datapath.stepped
+        monkeypatch.setattr(datapath, "stepped", lambda *args: stepped(*args) ^ 1)
+        assert not any(emulator._performs(name) for name in device.CHAINS)

@@ -6,7 +6,7 @@ counted there. Datapaths are lowered for the ranges of their formats, since look
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.lower import BITS, Lowered, Range, lower
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels.gpu import proof
-from fqtsim.kernels.gpu.datapath import DatapathResult, datapath_gemm
+from fqtsim.kernels.gpu.datapath import DatapathResult, composed_datapath_gemm, datapath_gemm
 
 TENSOR_CORES = "INT8 tensor cores (Triton, torch._int_mm)"
 NO_DEVICE = "torch sees no CUDA device"
@@ -80,7 +80,11 @@ class DeviceBackend(Backend):
         """Why this device's products cannot be trusted; None where they passed the self-test, or on the CPU."""
         if self.device == "cpu":
             return None
-        return proof.fault(self.device, PROVEN_SHAPES) if torch.cuda.is_available() else NO_DEVICE
+        return self.wrong_kernel() if torch.cuda.is_available() else NO_DEVICE
+
+    def wrong_kernel(self) -> str | None:
+        """Return the first product that the self-test finds wrong on this device, or None."""
+        return proof.fault(self.device, PROVEN_SHAPES) or proof.convolution_fault(self.device)
 
     @cached_property
     def primitives(self) -> TorchPrimitives:  # type: ignore[override]
@@ -184,6 +188,37 @@ class DeviceEmulator(DeviceBackend):
     @property
     def executor(self) -> str:
         return f"integer ALUs@{self.device}, and {TENSOR_CORES} where order cannot matter"
+
+    def wrong_kernel(self) -> str | None:
+        found = super().wrong_kernel()
+        return found or next((f"a chain {name} is wrong" for name in CHAINS if not self._performs(name)), None)
+
+    def _performs(self, name: str) -> bool:
+        """Tell whether a chain gives the codes and counts of torch operations on the CPU."""
+        plain = {"a": "uint8", "b": "int8", "zero_point": "none", "levels": CHAINS[name]}
+        path, generator = Datapath.model_validate(plain), torch.Generator().manual_seed(2)
+        a = proof.operand((1 * 19, 150), torch.uint8, generator)[None]
+        b = proof.operand((150, 12), torch.int8, generator)[None]
+        lowered = self.lowered(path, a.shape[2])
+        ours, theirs = (
+            datapath_gemm(a.to(self.device), b.to(self.device), lowered),
+            composed_datapath_gemm(a, b, lowered),
+        )
+        pairs = zip(ours[:4], theirs[:4], strict=True)
+        return all(torch.equal(x.cpu().to(torch.int64), y.to(torch.int64)) for x, y in pairs)
+
+
+CHAINS: Mapping[str, list[Mapping[str, Any]]] = {
+    "of a saturating register": [{"terms": "all", "register": "int20", "overflow": "saturate"}],
+    "of sums of four": [
+        {"terms": 4, "register": "exact"}, {"terms": "all", "register": "int16", "overflow": "saturate"},
+    ],
+    "of lanes with dropped bits": [
+        {"lanes": 3, "item": {"drop_bits": 2, "rounding": "ties_to_even"}, "register": "int13", "overflow": "saturate"},
+        {"terms": "all", "register": "int14", "overflow": "wrap"},
+    ],
+}  # fmt: skip
+"""Levels of the emulator's self-test: one of each kernel."""
 
 
 EMPTY_RECORD = np.array([(1 << 63) - 1, -(1 << 63) + 1, 0, 0], np.int64)

@@ -26,7 +26,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from fqtsim.kernels.gpu import tune
 from fqtsim.kernels.gpu.composed_convolution import Pair, as_fill, composed_dgrad, composed_fprop, composed_wgrad
-from fqtsim.kernels.gpu.epilogue import WRAP32, Register, Side, Watch, composed_values
+from fqtsim.kernels.gpu.epilogue import WRAP32, Register, Side, Watch
 from fqtsim.kernels.gpu.gemm import RUN, exact_terms
 from fqtsim.kernels.gpu.launch import is_fused
 from fqtsim.kernels.gpu.tune import Tile
@@ -278,19 +278,31 @@ def conv_wgrad(
     outputs, channels = dh.shape[1], x.shape[1] // groups
     acc = _wgrad_sums(x, dh, window, groups, row, register.exact)
     out = (dh.shape[2], dh.shape[3])
-    k = dh.shape[0] * out[0] * out[1]
     sa = _tap_sums(x, row.zero, window, out).reshape(*window.kernel, groups, channels).permute(2, 0, 1, 3)
-    sa = sa.reshape(groups, 1, -1)
-    sb = dh.sum((0, 2, 3), dtype=torch.int64).reshape(groups, -1, 1)
-    ca, cb = _offset(x), _offset(dh)
-    acc = acc.reshape(groups, outputs // groups, -1).to(torch.int64) + ca * sb + cb * sa - k * ca * cb
-    acc = acc if register.exact else acc.to(torch.int32)  # the conversion wraps
-    codes = register.reduce(acc)
-    if watch is not None:
-        watch.note(acc, codes if register.counted else None)
-    (za, row_step), (zb, column_step) = row.spread(1), column.spread(1)
-    values = composed_values(codes, k, (za, zb), (sa, sb), (row_step, column_step))
-    return values.reshape(outputs, *window.kernel, channels).permute(0, 3, 1, 2).contiguous()
+    sums = sa.reshape(groups, -1), dh.sum((0, 2, 3), dtype=torch.int64)
+    dw = torch.empty((outputs, channels, *window.kernel), dtype=torch.float32, device=x.device)
+    offsets, k = (_offset(x), _offset(dh)), dh.shape[0] * out[0] * out[1]
+    _finish_wgrad(acc, dw, sums, offsets, k, row, column, register, watch)
+    return dw
+
+
+def _finish_wgrad(
+    acc: torch.Tensor, out: torch.Tensor, sums: tuple[torch.Tensor, torch.Tensor], offsets: Pair, k: int, row: Side,
+    column: Side, register: Register, watch: Watch | None,
+) -> None:  # fmt: skip
+    """Write what acc (CO, KH * KW * CI) means to out (CO, CI, KH, KW); sums of codes: (G, KH * KW * CI) and (CO,)."""
+    from fqtsim.kernels.gpu.triton_convolution import wgrad_finish_kernel
+
+    (count, width), taps = acc.shape, out.shape[2] * out.shape[3]
+    (za, row_step, _), (zb, column_step, _) = row.vectors(1), column.vectors(1)
+    given = watch or Watch(za, 0, 0)
+    rows, columns = tune.power_of_two(count, 1, 16), tune.power_of_two(width, 1, 128)
+    wgrad_finish_kernel[(-(-width // columns), -(-count // rows))](
+        acc, out, width, count, out.shape[1], taps, count // len(sums[0]), k, za, sums[0].contiguous(), row_step, zb,
+        sums[1], column_step, given.record, given.low, given.high, CA=offsets[0], CB=offsets[1],
+        BITS=register.bits or 64, UNSIGNED=register.unsigned, EXACT=register.exact, COUNTED=register.counted,
+        RECORD=watch is not None, BM=columns, BN=rows, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 def _tap_sums(x: torch.Tensor, zero: torch.Tensor | None, window: Window, out: Pair) -> torch.Tensor:

@@ -7,9 +7,13 @@ values come from integer arithmetic on the CPU.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 
-from fqtsim.kernels.gpu.epilogue import EXACT, Side
+from fqtsim.kernels.gpu.composed_convolution import composed_dgrad, composed_fprop, composed_wgrad
+from fqtsim.kernels.gpu.convolution import conv_dgrad, conv_fprop, conv_wgrad
+from fqtsim.kernels.gpu.epilogue import EXACT, Register, Side, Watch, new_record
 from fqtsim.kernels.gpu.gemm import composed_int8_gemm_scaled, int8_gemm, int8_gemm_exact, int8_gemm_scaled
 
 SHAPES = (
@@ -61,6 +65,62 @@ def fault(device: str, shapes: tuple[tuple[int, int, int], ...] = SHAPES) -> str
             if not torch.equal(got.cpu(), composed_int8_gemm_scaled(a, b, row, column, m, register=EXACT)):
                 return f"the scaled INT8 product is wrong for {name}"
     return None
+
+
+class _Window(NamedTuple):
+    """A window as convolution.Window asks for one, with the same padding on all sides."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    before: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def positions(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the output size for an input of this size."""
+        room = [size[i] + 2 * self.before[i] - self.dilation[i] * (self.kernel[i] - 1) - 1 for i in (0, 1)]
+        return room[0] // self.stride[0] + 1, room[1] // self.stride[1] + 1
+
+
+CONVOLUTIONS = (
+    # Inputs, outputs, groups, stride, padding, dilation.
+    (6, 5, 1, 1, 1, 1),
+    (4, 8, 4, 2, 2, 2),
+)
+
+
+def convolution_fault(device: str) -> str | None:
+    """Return which product of a convolution a device gets wrong on a few small images, or None."""
+    generator = torch.Generator().manual_seed(1)
+    for number, (inputs, outputs, groups, stride, padding, dilation) in enumerate(CONVOLUTIONS):
+        window = _Window((3, 3), (stride, stride), (padding, padding), (dilation, dilation))
+        size, kind = (9, 8), (torch.uint8, torch.int8)[number]
+        x = operand((3, inputs * size[0] * size[1]), kind, generator).reshape(3, inputs, *size)
+        w = operand((outputs, inputs // groups * 9), torch.int8, generator).reshape(outputs, -1, 3, 3)
+        out = window.positions(size)
+        dh = operand((3, outputs * out[0] * out[1]), torch.int8, generator).reshape(3, outputs, *out)
+        sides = [Side(code.reshape(-1)[:1].reshape(()).to(torch.int32), torch.rand((), generator=generator) + 0.5)
+                 for code in (x, w, dh)]  # fmt: skip
+        rest, counted = (window, groups), Register(14, counted=True)
+        cases: list[tuple[Any, ...]] = [
+            ("fprop", conv_fprop, composed_fprop, (x, w), (), (sides[0], sides[1]), EXACT),
+            ("dgrad", conv_dgrad, composed_dgrad, (dh, w), (size,), (sides[2], sides[1]), EXACT),
+            ("wgrad", conv_wgrad, composed_wgrad, (x, dh), (), (sides[0], sides[2]), EXACT),
+            ("wgrad", conv_wgrad, composed_wgrad, (x, dh), (), (sides[0], sides[2]), counted),
+        ]
+        for name, ours, theirs, operands, sizes, (row, column), register in cases:
+            watches = [Watch(new_record(place), -(1 << 13), (1 << 13) - 1) for place in (device, "cpu")]
+            there = [one.to(device) for one in operands]
+            moved = [Side(_moved(side.zero, device), side.step.to(device)) for side in (row, column)]
+            found = ours(*there, *rest, *sizes, *moved, register=register, watch=watches[0])
+            expected = theirs(*operands, *rest, *sizes, row, column, register, watches[1])
+            same = torch.equal(found.cpu().contiguous().view(torch.int32), expected.contiguous().view(torch.int32))
+            if not (same and torch.equal(watches[0].record.cpu(), watches[1].record)):
+                return f"{name} of a convolution is wrong for {inputs} and {outputs} channels, stride {stride}"
+    return None
+
+
+def _moved(x: torch.Tensor | None, device: str) -> torch.Tensor | None:
+    return None if x is None else x.to(device)
 
 
 def overflow_of(device: str, rows: int) -> str:

@@ -127,3 +127,40 @@ def wgrad_kernel(
         tl.store(out + at, total, mask=inside)
     else:
         tl.atomic_add(out + at, total, mask=inside)
+
+
+@triton.jit
+def wgrad_finish_kernel(
+    acc, out, M, N, channels, taps, per_group, K, row_zero, row_sum, row_step, column_zero, column_sum, column_step,
+    record, low, high,
+    CA: tl.constexpr, CB: tl.constexpr, BITS: tl.constexpr, UNSIGNED: tl.constexpr, EXACT: tl.constexpr,
+    COUNTED: tl.constexpr, RECORD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Write the real values of wgrad's sums acc (N, M), m = (kh, kw, ci), to out (N, CI, KH, KW): epilogue.py.
+
+    EXACT: acc is the exact sum, else one modulo 2**32. COUNTED: record what a register of BITS bits changes.
+    """
+    m, n = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN)
+    mi, ni = tl.minimum(m, M - 1), tl.minimum(n, N - 1).to(tl.int64)
+    inside = (n < N)[:, None] & (m < M)[None, :]
+    terms = tl.cast(K, tl.int64)
+    sa, sb = tl.load(row_sum + (ni // per_group)[:, None] * M + mi[None, :]), tl.load(column_sum + ni)[:, None]
+    value = tl.load(acc + ni[:, None] * M + mi[None, :]).to(tl.int64) + CA * sb + CB * sa - terms * (CA * CB)
+    if not EXACT:
+        value = value.to(tl.int32).to(tl.int64)
+    code = value
+    if BITS < 64:
+        code = value & ((1 << BITS) - 1) if UNSIGNED else (value << (64 - BITS)) >> (64 - BITS)
+    if RECORD:
+        held = code if COUNTED else value
+        tl.atomic_min(record, tl.min(tl.min(tl.where(inside, value, 0x7FFFFFFFFFFFFFFF), 1), 0))
+        tl.atomic_max(record + 1, tl.max(tl.max(tl.where(inside, value, -0x7FFFFFFFFFFFFFFF), 1), 0))
+        rails = (inside & ((held == low) | (held == high))).to(tl.int64)
+        tl.atomic_add(record + 2, tl.sum(tl.sum(rails, 1), 0))
+        if COUNTED:
+            tl.atomic_add(record + 3, tl.sum(tl.sum((inside & (code != value)).to(tl.int64), 1), 0))
+    za, zb = tl.load(row_zero), tl.load(column_zero)
+    real = (code - za * sb - zb * sa + terms * za * zb).to(tl.float64)
+    step = tl.load(row_step).to(tl.float64) * tl.load(column_step).to(tl.float64)
+    at = ni[:, None] * M + (mi % channels * taps + mi // channels)[None, :]
+    tl.store(out + at, (real * step).to(tl.float32), mask=inside)
