@@ -126,13 +126,13 @@ def test_outputs_are_sampled_evenly_and_reproducibly(m: int, n: int, groups: int
 def test_products_take_turns_evenly() -> None:
     """Each of a block of products is the one with the same probability; a block that is cut short loses none of it."""
     trainer = build_trainer(resolve(CONFIG))
-    checker, steps, turns = Checker(trainer.net, Checks(sample=0.01)), 3000, 8
-    seen = np.zeros(203)
+    checker, steps, turns = Checker(trainer.net, Checks(sample=0.01)), 3000, 16
+    seen = np.zeros(211)
     for step in range(steps):
         trainer.net.step_index = step
         checker._turns.clear()
         chosen = np.array([checker._has_turn(number, turns) for number in range(len(seen))])
-        assert (chosen[:200].reshape(-1, turns).sum(1) == 1).all()
+        assert (chosen[:208].reshape(-1, turns).sum(1) == 1).all()
         seen += chosen
     assert np.abs(seen - steps / turns).max() < 5 * np.sqrt(steps / turns * (1 - 1 / turns))
     assert all(checker._has_turn(number, 1) for number in range(3))

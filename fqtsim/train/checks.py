@@ -32,7 +32,7 @@ from fqtsim.train.products import Product, scaled
 from fqtsim.train.reproducer import Reproducer, of_gemm, of_product
 from fqtsim.words import Overflow
 
-TURNS, SHARE_OF_A_TURN = 8, 0.1
+TURNS, SHARE_OF_A_TURN = 16, 0.2
 """Up to so many products share one turn, as long as no more than this share of a product's outputs is recomputed."""
 TILE_ROWS = 8
 """A few more rows than these cost a second tile of the kernel that recomputes (fqtsim/kernels/tile.py)."""
@@ -173,7 +173,7 @@ class Checker:
     def _has_turn(self, number: int, turns: int) -> bool:
         """Tell whether a product is the one of `turns` successive ones whose outputs are recomputed in this step.
 
-        A GEMM's call costs more than a few of its outputs: one with 8 % of them is cheaper than eight with 1 %.
+        A GEMM's call costs more than a few of its outputs: one with 16 % of them is cheaper than sixteen with 1 %.
         """
         if turns == 1:
             return True
