@@ -217,7 +217,11 @@ def test_a_wrong_number_behind_the_accumulator_is_seen_and_saved(
     trainer.net.watchers.append(off)
     with pytest.raises(CheckFailed, match=rf"layer '{name}', {gemm}, .* \(sample\)") as caught:
         one_step(trainer, Checker(trainer.net, Checks(sample=1.0)))
-    file = caught.value.save(tmp_path)
+    error = caught.value
+    file = error.save(tmp_path)
+    place = read(file).place
+    assert (tuple(place["cut_from"]), place["group"]) == (error.original, error.group)
+    assert error.group == {"depthwise": 3, "paired": 1}.get(name, 0) or gemm != "fprop"
     assert main(["explain", str(file)]) == 0
     shown = capsys.readouterr().out.splitlines()
     said = {line.partition(":")[0]: line.split()[-1] for line in shown if line.startswith(("in the file", "here"))}

@@ -9,7 +9,9 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: its kernels then run on CPU tensors
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,7 @@ from fqtsim.backends.torch_primitives import TorchPrimitives
 from fqtsim.data import load_dataset
 from fqtsim.data.batches import training_batch
 from fqtsim.errors import BackendRefused, InputError, TrainingStopped
+from fqtsim.hw.load import load_hardware
 from fqtsim.kernels.gpu.launch import has_triton, through_interpreter
 from fqtsim.models import build_model
 
@@ -208,6 +211,83 @@ def test_a_changed_layer_is_another_program() -> None:
     assert outcome(ours) == outcome(theirs)
     # The shape of steps 3 and 4 is new each time; the sixth is recorded.
     assert (recorder.recorded, recorder.replayed) == (2, 3)
+
+
+@pytest.mark.parametrize("change", ["smoothing", "hardware", "a number of numpy", "a list"])
+def test_whatever_a_step_depends_on_is_another_program(change: str) -> None:
+    recorder = Recorder()
+    trainers = [trainer_of("dropout", "psq5", WRAP, b) for b in (device(DeviceEmulator, recorder), "emulator")]
+    for trainer in trainers:
+        train(trainer, [8, 8, 8])
+        modules: dict[str, Any] = dict(trainer.net.named_modules())
+        if change == "smoothing":
+            trainer.label_smoothing = 0.1
+        elif change == "hardware":
+            modules["last"].hardware = load_hardware("int8_acc12_saturate")
+        elif change == "a list":
+            modules["last"].activation_range = [0.0, 1.0]
+        else:
+            modules["drop"].rate = np.float32(0.5)
+        train(trainer, [8, 8])
+    assert outcome(trainers[0]) == outcome(trainers[1])
+    assert recorder.recorded == 2
+
+
+def test_hooks_and_bad_batches_are_not_replayed() -> None:
+    trainer = trainer_of("dropout", "psq5", WRAP, device(DeviceNative, Recorder()))
+    train(trainer, [8, 8, 8])
+    called: list[str] = []
+    module = next(m for m in trainer.net.modules() if hasattr(m, "activation_clamps"))
+    handle = module.register_forward_hook(lambda *_: called.append("layer"))
+    train(trainer, [8])
+    handle.remove()
+    handle = next(trainer.net.parameters()).register_hook(lambda g: called.append("gradient"))
+    train(trainer, [8])
+    handle.remove()
+    assert called == ["layer", "gradient"]
+    assert trainer.replayed_steps == 1
+    with pytest.raises(InputError, match=r"input of torch\.float64"):
+        trainer.step(torch.zeros(8, 1, 8, 8, dtype=torch.float64), torch.zeros(8, dtype=torch.int64))
+    for _ in range(2):  # a shape of labels whose second step would be recorded
+        with pytest.raises(InputError, match="labels of shape"):
+            trainer.step(torch.zeros(8, 1, 8, 8), torch.zeros(7, dtype=torch.int64))
+
+
+def test_what_an_evaluation_left_comes_before_a_replay() -> None:
+    trainers = [trainer_of("mlp", "ptq8", WRAP, b) for b in (device(DeviceNative, Recorder()), "emulator")]
+    reports = []
+    for trainer in trainers:
+        train(trainer, [8, 8, 8])
+        trainer.net.eval()
+        trainer.net(torch.from_numpy(DATA.test_x[:18]))
+        trainer.net.train()
+        train(trainer, [8])
+        reports.append(trainer.net.report())
+    assert reports[0] == reports[1]
+    assert reports[0][0]["m"] == 8
+
+
+def test_a_fault_of_a_program_that_failed_stops_nothing_later() -> None:
+    trainer = trainer_of("mlp", "psq5", WRAP, device(DeviceNative, Recorder()))
+    train(trainer, [8])
+    with pytest.raises(InputError, match="label = 10"):
+        trainer.step(torch.full((8, 1, 8, 8), float("nan")), torch.full((8,), 10))
+    trainer.net.eval()
+    assert torch.isfinite(trainer.net(torch.from_numpy(DATA.test_x[:4]))).all()
+
+
+def test_no_circle_keeps_the_memory_of_a_recording() -> None:
+    once = device(DeviceNative, lambda program: (program(), lambda: None))  # as a graph, it forgets the program
+    trainer = trainer_of("mlp", "psq5", WRAP, once)
+    train(trainer, [8, 8])
+    steps = weakref.ref(trainer._recorded)  # type: ignore[arg-type]
+    gc.collect()
+    gc.disable()
+    try:
+        del trainer
+        assert steps() is None
+    finally:
+        gc.enable()
 
 
 # --- nothing waits for the device ------------------------------------------------------------------------------------

@@ -138,9 +138,13 @@ class DeviceBackend(Backend):
 
 def cuda_graph(program: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
     """Record what a program launches as a CUDA graph: Recorder. Nothing is computed before the first replay."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = program()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            result = program()
+    except BaseException:
+        torch.cuda.set_stream(stream)  # which torch leaves out where the end of the capture fails
+        raise
     return result, graph.replay
 
 

@@ -45,9 +45,8 @@ class FaultLog:
 
     def forget(self) -> None:
         """Drop everything noted."""
-        if self.sites:
-            self.flags.zero_()
-            self.sites.clear()
+        self.flags.zero_()  # also what a program noted that did not come to its end
+        self.sites.clear()
 
     def read(self) -> None:
         """Wait for the device. Raises TrainingStopped, or InputError for a negative value, at the first site noted."""

@@ -41,7 +41,7 @@ class TorchArrays(Primitives):
 
     def __init__(self, device: str | torch.device) -> None:
         self.device = torch.device(device)
-        self.number = lru_cache(maxsize=256)(self._number)
+        self.number = lru_cache(maxsize=None)(self._number)  # a recorded step reads them by their place
         self._constants: dict[tuple[str, tuple[int, ...], bytes], torch.Tensor] = {}
         #: While a step is recorded that will be replayed: a number of the host would be that of the recording for ever.
         self.recording = False

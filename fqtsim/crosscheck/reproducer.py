@@ -50,6 +50,7 @@ def summary(found: Reproducer) -> str:
     place = found.place
     where = [f"step {place['step']}"] if "step" in place else []
     where += [f"layer {place['layer']}"] if place.get("layer") else []
+    where += [f"group {place['group']}"] if place.get("group") else []
     if "cut_from" in place:
         where.append(f"row {place['cut_from'][0]}, column {place['cut_from'][1]} of the whole GEMM")
     lines = [f"where      {', '.join([*where, found.name])}"]

@@ -218,11 +218,13 @@ class Checker:
             wrong = part.found.view(np.int32) != expected.view(np.int32)
             if wrong.any():
                 row, col = (int(i[0]) for i in np.nonzero(wrong))
-                where = {"step": step + 1, "layer": layer, "row": row, "col": col}
+                original = int(rows[row]), int(cols[col])
+                where = {"step": step + 1, "layer": layer, "row": row, "col": col, "group": group}
+                where["cut_from"] = list(original)
                 label = self._label
                 found = {label: part.found, "stepwise": expected}
                 reproducer = of_product(where, name, datapath, part, found)
-                raise CheckFailed("sample", label, reproducer, (int(rows[row]), int(cols[col])), group)
+                raise CheckFailed("sample", label, reproducer, original, group)
 
         return check
 

@@ -9,9 +9,10 @@ bit before a replay counts.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from fqtsim.train.gemm_layers import GemmLayer
 from fqtsim.train.loss import check_labels
 from fqtsim.train.module import FQTModule
 from fqtsim.train.operands import Array
+from fqtsim.train.optimizer import Sgd
 from fqtsim.train.tally import Counted, Tally
 
 MOST_SHAPES = 2
@@ -85,23 +87,37 @@ class _Recording:
     replay: Callable[[], None]
 
 
+class Steps(Protocol):
+    """What recordings need of a trainer."""
+
+    net: FQTModule
+    sgd: Sgd
+    label_smoothing: float
+
+    def next_state(
+        self, x: torch.Tensor, labels: Array, rate: Array, tell: Callable[[tuple[int, ...]], None] | None = None
+    ) -> NextState: ...
+
+
 class RecordedSteps:
-    """The recorded steps of one network and update rule on one backend.
+    """The recorded steps of one trainer on one backend."""
 
-    compute(x, labels, rate, tell): as Trainer.next_state. held: momentum, and whatever constants a step depends on.
-    """
-
-    def __init__(
-        self, net: FQTModule, smoothing: float, compute: Callable[..., NextState],
-        held: Callable[[], tuple[dict[str, Array], Hashable]],
-    ) -> None:  # fmt: skip
-        self.net, self.backend, self.smoothing = net, net.backend, smoothing
-        self._compute, self._held = compute, held
+    def __init__(self, trainer: Steps) -> None:
+        self.net, self.backend = trainer.net, trainer.net.backend
+        self._trainer = weakref.ref(trainer)  # which owns this: a circle would keep the device's memory
         #: By what a recording depends on: None where a step of it has run but none is recorded yet.
         self._known: dict[Hashable, _Recording | None] = {}
         self._refused = False
         #: Steps that were replayed, beside those that a recording was compared with.
         self.replayed = 0
+
+    @property
+    def trainer(self) -> Steps:
+        """The trainer whose steps these are."""
+        trainer = self._trainer()
+        if trainer is None:
+            raise RuntimeError("the trainer of these steps is gone")
+        return trainer
 
     def next_state(self, x: torch.Tensor, labels: Array, rate: np.float32) -> NextState | None:
         """Return the next state by a replay; None where the caller has to compute it.
@@ -109,8 +125,10 @@ class RecordedSteps:
         Raises BackendRefused where a replay differs from the step that it was recorded from.
         """
         net = self.net
-        if self._refused or net.observers or net.watchers or net.trace or not net.training:
+        if self._refused or net.observers or net.watchers or net.trace or not net.training or _has_hooks(net):
             return None
+        if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
+            return None  # the step itself says what is wrong
         key = self._key(x, labels)
         if key not in self._known:
             while len(self._known) >= MOST_SHAPES:
@@ -120,7 +138,7 @@ class RecordedSteps:
         recording = self._known[key]
         if recording is None:
             return self._recorded(key, x, labels, rate)
-        check_labels(recording.outcome.shape, labels, self.smoothing)
+        check_labels(recording.outcome.shape, labels, self.trainer.label_smoothing)
         recording.inputs.fill(x, labels, rate, net.step_index)
         recording.replay()
         self.replayed += 1
@@ -129,12 +147,13 @@ class RecordedSteps:
         return recording.outcome.state
 
     def _key(self, x: torch.Tensor, labels: Array) -> Hashable:
-        momentum, settings = self._held()
-        places = [*self.net.parameters(), *self.net.buffers(), *momentum.values()]
+        trainer = self.trainer
+        places = [*self.net.parameters(), *self.net.buffers(), *trainer.sgd.momentum.values()]
         memory = tuple((place.data_ptr(), tuple(place.shape)) for place in places)
         needed = tuple(parameter.requires_grad for parameter in self.net.parameters())
+        rule = repr((trainer.sgd.settings, sorted(trainer.sgd.exempt), trainer.label_smoothing))
         layers = tuple(map(_settings, self.net.modules()))
-        return tuple(x.shape), x.stride(), labels.shape, memory, needed, self.net.seed, layers, settings
+        return tuple(x.shape), x.stride(), labels.shape, memory, needed, self.net.seed, layers, rule
 
     def _layers(self) -> list[GemmLayer]:
         return [layer for layer in self.net.modules() if isinstance(layer, GemmLayer)]
@@ -151,15 +170,17 @@ class RecordedSteps:
         )  # fmt: skip
         inputs.fill(x, labels, rate, net.step_index)
         # The recorded program itself, once: a kernel that is first met while it is recorded could not be loaded there.
-        expected = self._program(inputs)
-        check_labels(expected.shape, labels, self.smoothing)
+        expected = self._program(inputs, labels)
         after, noted = [buffer.clone() for buffer in buffers], p.faults.flags.clone()
         net.zero_grad(set_to_none=True)
         try:
             recording = self._record(inputs)
         except (RuntimeError, torch.OutOfMemoryError) as error:
             self._refused = True
-            reason = str(error).strip().partition("\n")[0]
+            first: BaseException = error
+            while first.__context__ is not None:  # the end of a capture that failed fails, too
+                first = first.__context__
+            reason = str(first).strip().partition("\n")[0]
             warnings.warn(
                 f"steps are launched kernel by kernel, slower and with the same bits: recording one failed ({reason})",
                 stacklevel=2,
@@ -179,34 +200,41 @@ class RecordedSteps:
         p.faults.expect(expected.sites, net.step_index)
         return expected.state
 
-    def _program(self, inputs: _Inputs, recording: bool = False) -> _Outcome:
-        """Compute a step from what lies in the inputs."""
+    def _program(self, inputs: _Inputs, labels: Array | None = None) -> _Outcome:
+        """Compute a step from what lies in the inputs: to record it, or, with labels to check, as any step."""
         p: Any = self.backend.primitives
         run = self.net._run
-        run.clock, p.recording, run.differentiated = inputs.clock, recording, None
+        run.clock, p.recording, run.differentiated = inputs.clock, labels is None, None
         try:
-            return self._outcome(inputs.x, inputs.labels, inputs.rate)
+            return self._outcome(inputs, labels)
         finally:
             run.clock, p.recording = None, False
 
     def _record(self, inputs: _Inputs) -> _Recording:
         if self.backend.recorder is None:
             raise RuntimeError("this backend records nothing")
-        outcome, replay = self.backend.recorder(lambda: self._program(inputs, recording=True))
+        outcome, replay = self.backend.recorder(lambda: self._program(inputs))
         self.net.zero_grad(set_to_none=True)
         return _Recording(inputs, outcome, replay)
 
-    def _outcome(self, x: torch.Tensor, labels: Array, rate: Array) -> _Outcome:
+    def _outcome(self, inputs: _Inputs, labels: Array | None) -> _Outcome:
         """Compute the next state with all counts apart from those of the run."""
-        run, layers = self.net._run, self._layers()
+        run, layers, trainer = self.net._run, self._layers(), self.trainer
         kept = run.ties, [layer.activation_clamps_so_far for layer in layers], run.tally
         run.ties, run.tally = 0, Tally()
         for layer in layers:
             layer.activation_clamps_so_far = 0
         shapes: list[tuple[int, ...]] = []
+
+        def told(shape: tuple[int, ...]) -> None:
+            shapes.append(shape)
+            if labels is not None:
+                check_labels(shape, labels, trainer.label_smoothing)
+
+        p: Any = self.backend.primitives
         try:
-            with self.backend.primitives.faults.recording() as sites:
-                state = self._compute(x, labels, rate, shapes.append)
+            with p.faults.recording() as sites:
+                state = trainer.next_state(inputs.x, inputs.labels, inputs.rate, told)
             return _Outcome(
                 state, shapes[0], run.ties, [layer.activation_clamps_so_far for layer in layers], run.tally.take(),
                 sites,
@@ -223,14 +251,50 @@ class RecordedSteps:
         for layer, clamps in zip(self._layers(), outcome.clamps, strict=True):
             layer.activation_clamps_so_far = layer.activation_clamps_so_far + clamps
         if outcome.counted is not None:
+            run.tally.end_step()  # what an evaluation left comes before
             run.tally.merge(outcome.counted)
 
 
+class _Same:
+    """An object by its identity, which it keeps as long as this lives."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+_COUNTS = ("activation_clamps_so_far",)
+
+
 def _settings(module: torch.nn.Module) -> tuple[Hashable, ...]:
-    """Return what of a layer's attributes decides what it computes: rates, ranges, whether it trains."""
-    chosen = {key: value for key, value in vars(module).items() if key != "activation_clamps_so_far"}
-    plain = tuple(value for value in chosen.values() if isinstance(value, bool | int | float | str))
-    return *plain, chosen.get("activation_range")
+    """Return a layer's attributes, which decide what it computes: rates, ranges, whether it trains, its hardware."""
+    # What begins with a line is torch's own: parameters, buffers and hooks, which are looked at elsewhere.
+    return tuple(_setting(value) for key, value in vars(module).items() if key[0] != "_" and key not in _COUNTS)
+
+
+def _setting(value: Any) -> Hashable:
+    if value is None or isinstance(value, bool | int | float | str | np.number):
+        return type(value), value
+    if isinstance(value, tuple | list):
+        return tuple(map(_setting, value))
+    if isinstance(value, dict):
+        return tuple((key, _Same(held)) for key, held in value.items() if not isinstance(held, torch.Tensor))
+    return _Same(value)
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_post_accumulate_grad_hooks",
+)  # fmt: skip
+
+
+def _has_hooks(net: torch.nn.Module) -> bool:
+    """Tell whether somebody hooked into a layer or parameter, whom a replay would not call."""
+    return any(getattr(one, name, None) for one in (*net.modules(), *net.parameters()) for name in _HOOKS)
 
 
 def _bits(x: torch.Tensor) -> torch.Tensor:

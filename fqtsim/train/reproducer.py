@@ -111,7 +111,10 @@ def of_gemm(
 def of_product(
     place: Mapping[str, Any], name: str, datapath: Datapath, part: Part, results: Mapping[str, Array]
 ) -> Reproducer:
-    """Return the reproducer of a layer's product, float32 results (R, C); cut as a GEMM is."""
+    """Return the reproducer of a layer's product, float32 results (R, C); cut as a GEMM is.
+
+    `place` has row and col in these, and as `cut_from` and `group` those of the whole product.
+    """
     sides = {"rows": part.rows, "columns": part.columns}
     arrays = {"a": part.a, "b": part.b} | ({} if part.met is None else {"met": part.met})
     arrays |= {
@@ -130,7 +133,7 @@ def of_product(
                 else (array[col : col + 1] if key.startswith("columns.") else array[row : row + 1])
             )
         found = {name: values[row : row + 1, col : col + 1] for name, values in found.items()}
-        where |= {"row": 0, "col": 0, "cut_from": [row, col]}
+        where |= {"row": 0, "col": 0}
     plain = datapath.model_dump(mode="json", by_alias=True, exclude_none=True)
     return Reproducer("product", name, where, plain, arrays, found, versions())
 

@@ -119,11 +119,8 @@ class Trainer:
         if backend.recorder is None:
             return None
         if self._recorded is None or self._recorded.backend is not backend:
-            self._recorded = RecordedSteps(self.net, self.label_smoothing, self.next_state, self._held)
+            self._recorded = RecordedSteps(self)
         return self._recorded.next_state(x, labels, rate)
-
-    def _held(self) -> tuple[dict[str, Array], str]:
-        return self.sgd.momentum, repr((self.sgd.settings, sorted(self.sgd.exempt)))
 
     def next_state(
         self, x: torch.Tensor, labels: Array, rate: Array, tell: Callable[[tuple[int, ...]], None] | None = None

@@ -30,7 +30,7 @@ A measurement below half of its bound points at latency: two barriers for every 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,7 +155,7 @@ def wrapped(values: torch.Tensor, lowered: Lowered) -> torch.Tensor:
     return (values.to(torch.int64) << shift) >> shift
 
 
-@lru_cache(maxsize=1024)
+@cache  # a recorded step reads it by its place
 def _device_table(data: bytes, k: int, device: torch.device) -> torch.Tensor:
     """Return the rows of a table, each with its number of items; kept, since the copy waits for the device."""
     table = np.frombuffer(data, np.int64).reshape(-1, COLUMNS)

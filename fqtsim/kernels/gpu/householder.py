@@ -8,7 +8,7 @@ and empty groups stand last.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +55,7 @@ class Tables(NamedTuple):
     largest: torch.Tensor
 
 
-@lru_cache(maxsize=64)
+@cache  # a recorded step reads them by their place
 def tables(most: int, device: torch.device) -> Tables:
     """Return the tables of sizes 0..most; made on first use, which waits for the device, and kept."""
     n = np.maximum(np.arange(most + 1, dtype=np.float64), 2.0)
