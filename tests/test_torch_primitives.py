@@ -139,12 +139,12 @@ def test_a_fault_waits_for_its_reader_and_the_first_one_counts(q: TorchPrimitive
 
     def step() -> None:
         with q.faults.reading_once():
-            q.faults.enter("step 3: layer 'a', x")
+            q.faults.enter("layer 'a', x", 3)
             q.exact_sum(bad[1])
-            q.faults.enter("step 3: layer 'b', y")
+            q.faults.enter("layer 'b', y")
             q.extremes(bad)
             q.faults.settle()
-            q.faults.enter("step 3: layer 'c', z")
+            q.faults.enter("layer 'c', z")
             q.exact_sum(bad)
 
     with pytest.raises(TrainingStopped) as stopped:
@@ -154,7 +154,7 @@ def test_a_fault_waits_for_its_reader_and_the_first_one_counts(q: TorchPrimitive
 
 
 def test_outside_a_block_settle_reads(q: TorchPrimitives) -> None:
-    q.faults.enter("step 0: layer 'a', sum")
+    q.faults.enter("layer 'a', sum", 0)
     q.exact_sum(torch.full((9,), 3e38))
     with pytest.raises(TrainingStopped, match=r"^step 0: layer 'a', sum: a sum is beyond float32"):
         q.faults.settle()
