@@ -1,7 +1,7 @@
 """Write the published runs of fqtsim/verify/files by training them on emulator@cpu; resumable.
 
 python benchmarks/publish_runs.py mlp-digits resnet8-digits
-python benchmarks/publish_runs.py resnet20-fashion-mnist --data .data/fashion-mnist --steps 5000
+python benchmarks/publish_runs.py resnet20-fashion-mnist --data .data/fashion-mnist
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/published"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, default=FOLDER, help="where the files are written")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
         config = replace(RUNS[name], eval_every=1 << 30, save_every=EVERY)
         if arguments.data is not None and config.data != "digits":

@@ -28,7 +28,7 @@ RUNS: Mapping[str, TrainConfig] = {
         "resnet8", "digits", "bhq5", ("int8_acc32_wrap",), steps=500, set_recipe={"schedule.steps": "500"}
     ),
     "resnet20-fashion-mnist": TrainConfig(
-        "resnet20", "fashion-mnist", "bhq5", ("int8_acc32_wrap",), steps=1300, set_recipe={"schedule.steps": "5000"}
+        "resnet20", "fashion-mnist", "bhq5", ("int8_acc32_wrap",), steps=5000, set_recipe={"schedule.steps": "5000"}
     ),
 }
 #: Sections of run.yaml that decide the result, beside the configuration.
