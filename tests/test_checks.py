@@ -199,14 +199,19 @@ def test_every_output_of_every_layer_can_be_recomputed(recipe: str, hardware: st
     assert checker.counts.gemms == 3 * (1 + 4 + 2 + 1) - 1  # the first layer needs no dgrad
 
 
-@pytest.mark.parametrize("name", ["first", "depthwise", "paired", "last"])
-@pytest.mark.parametrize("gemm", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize(
+    ("name", "gemm"),
+    [
+        (name, gemm)
+        for name in ("first", "depthwise", "paired", "last")
+        for gemm in ("fprop", "dgrad", "wgrad")
+        if (name, gemm) != ("first", "dgrad")  # nobody reads the gradient of the images
+    ],
+)
 def test_a_wrong_number_behind_the_accumulator_is_seen_and_saved(
     name: str, gemm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A kernel whose scaling is one unit of the last place off: no code is wrong, and the product is."""
-    if (name, gemm) == ("first", "dgrad"):
-        return
     trainer = branched("psq5", "int8_acc24_saturate", "emulator")
 
     def off(product: Product) -> None:
@@ -221,7 +226,7 @@ def test_a_wrong_number_behind_the_accumulator_is_seen_and_saved(
     file = error.save(tmp_path)
     place = read(file).place
     assert (tuple(place["cut_from"]), place["group"]) == (error.original, error.group)
-    assert error.group == {"depthwise": 3, "paired": 1}.get(name, 0) or gemm != "fprop"
+    assert error.group == {"depthwise": 3, "paired": 1}.get(name, 0)
     assert main(["explain", str(file)]) == 0
     shown = capsys.readouterr().out.splitlines()
     said = {line.partition(":")[0]: line.split()[-1] for line in shown if line.startswith(("in the file", "here"))}

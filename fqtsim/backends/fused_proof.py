@@ -14,7 +14,7 @@ import torch
 
 from fqtsim.errors import BackendRefused
 from fqtsim.kernels.gpu import elements, householder, norm, quantize, random, sums, update
-from fqtsim.kernels.gpu.launch import is_fused
+from fqtsim.kernels.gpu.launch import bits, is_fused
 from fqtsim.words import Rounding
 
 Pair = tuple[str, Callable[[], Any], Callable[[], Any]]
@@ -98,11 +98,6 @@ def _tensors(result: Any) -> list[torch.Tensor]:
     return [tensor for part in result if isinstance(part, tuple | torch.Tensor) for tensor in _tensors(part)]
 
 
-def _bits(x: torch.Tensor) -> torch.Tensor:
-    kinds = {torch.float32: torch.int32, torch.float64: torch.int64}
-    return x.contiguous().view(kinds[x.dtype]) if x.dtype in kinds else x
-
-
 def pairs(device: torch.device) -> Iterator[Pair]:
     """Yield every fused form that layers use, beside what it must equal."""
     for channels_last in (False, True):
@@ -118,7 +113,7 @@ def prove_fused(device: torch.device) -> None:
         return
     for name, fused, composed in pairs(device):
         for ours, expected in zip(_tensors(fused()), _tensors(composed()), strict=True):
-            if ours.shape != expected.shape or not torch.equal(_bits(ours), _bits(expected)):
+            if ours.shape != expected.shape or not torch.equal(bits(ours), bits(expected)):
                 raise BackendRefused(
                     f"{device.type}: the fused form of {name} differs from its sequence; "
                     "its results would differ from other machines', use backend emulator@cpu"

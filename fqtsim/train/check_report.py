@@ -61,7 +61,7 @@ def check_report(checks: Checks, counts: Counts) -> dict[str, Any]:
 
     `wrong_output`: one output of one GEMM of the run is wrong. `wrong_kernel`: at least one output of some GEMM is
     wrong in every step. Assumed: the random words do not depend on the fault, and the operands seen are those
-    multiplied. Nothing but the codes of GEMMs is checked: no quantizer, no float operation.
+    multiplied. Not checked: quantizers, and float operations behind the products of layers.
     """
     plain: dict[str, Any] = {"steps": counts.steps, "gemms": counts.gemms, "outputs": counts.outputs}
     if checks.sample is not None:

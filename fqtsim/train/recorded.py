@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fqtsim.errors import BackendRefused
+from fqtsim.kernels.gpu.launch import bits
 from fqtsim.train.gemm_layers import GemmLayer
 from fqtsim.train.loss import check_labels
 from fqtsim.train.module import FQTModule
@@ -189,7 +190,7 @@ class RecordedSteps:
             assign(buffers, before)
             recording.replay()
             pairs = zip((*expected.tensors(), *after), (*recording.outcome.tensors(), *buffers), strict=True)
-            if not all(torch.equal(_bits(ours), _bits(theirs)) for ours, theirs in pairs):
+            if not all(torch.equal(bits(ours), bits(theirs)) for ours, theirs in pairs):
                 raise BackendRefused(
                     f"{self.backend.name}@{self.backend.device}: a replayed step gives other bits than its kernels "
                     "one by one; use backend emulator@cpu"
@@ -295,7 +296,3 @@ _HOOKS = (
 def _has_hooks(net: torch.nn.Module) -> bool:
     """Tell whether somebody hooked into a layer or parameter, whom a replay would not call."""
     return any(getattr(one, name, None) for one in (*net.modules(), *net.parameters()) for name in _HOOKS)
-
-
-def _bits(x: torch.Tensor) -> torch.Tensor:
-    return x.view(torch.int32) if x.dtype == torch.float32 else x

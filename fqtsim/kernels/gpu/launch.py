@@ -37,6 +37,12 @@ def note(flags: torch.Tensor | None, bad: torch.Tensor, fault: Fault) -> None:
         torch.maximum(flags, bad.any().to(torch.int32) * int(fault), out=flags)
 
 
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """Return the bits of floats as integers, by which NaN and -0 are compared, too; integers as they are."""
+    kinds = {torch.float32: torch.int32, torch.float64: torch.int64}
+    return x.contiguous().view(kinds[x.dtype]) if x.dtype in kinds else x
+
+
 @lru_cache(maxsize=1)
 def has_triton() -> bool:
     """Tell whether Triton is installed, without importing it."""

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from fqtsim.kernels.gpu.launch import bits
+
 REPEATS = 10
 
 
@@ -96,17 +98,12 @@ def _measured(key: Key, tiles: Sequence[Tile], form: Callable[[Tile], torch.Tens
             continue
         if first is None:
             first = out
-        elif not torch.equal(_bits(out), _bits(first)):
+        elif not torch.equal(bits(out), bits(first)):
             raise RuntimeError(f"{key}: {tile} gives other bits than {tiles[0]}; this device cannot be trusted")
         seconds[tile] = _seconds(lambda tile=tile: form(tile))  # type: ignore[misc]
     if first is None:
         raise RuntimeError(f"{key}: no form runs on this device: {'; '.join(reasons)}")
     return seconds
-
-
-def _bits(x: torch.Tensor) -> torch.Tensor:
-    """Return what NaN too is compared by."""
-    return x.view(torch.int32) if x.dtype == torch.float32 else x
 
 
 def _seconds(call: Callable[[], object]) -> float:
