@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from fqtsim.backends.base import GemmResult
+from fqtsim.backends.checksum import Checksum, row_words
 from fqtsim.backends.emulator import Emulator
 from fqtsim.hw.spec import Datapath
 from fqtsim.train import functional
@@ -52,20 +54,44 @@ def events(name: str, run: Run) -> dict[str, Any]:
 Call = Callable[[Gemm], Any]
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """One of the three GEMMs, and what its rows count: samples and positions, or taps and channels."""
+
+    call: Call
+    rows: tuple[int, int]
+
+    def __call__(self, gemm: Gemm) -> Any:
+        return self.call(gemm)
+
+    def checksum(self) -> Checksum:
+        """Return what takes the sums of the codes, with words at the ends of their range and between."""
+        rng = np.random.default_rng(self.rows)
+        words = rng.integers(0, 1 << 32, 2 * sum(self.rows), np.uint64)
+        ends = rng.choice(np.array([1, (1 << 31) - 1, 1 << 31, (1 << 32) - 1], np.uint64), words.size)
+        return Checksum(row_words(np.where(rng.random(words.size) < 0.5, words, ends).astype(np.uint32), *self.rows))
+
+
 def outcome(call: Call, name: str, chosen: Datapath, backend: Any, observe: bool) -> tuple[Any, ...]:
-    """Return output bits, the report, and each GEMM as observers see it."""
+    """Return output bits, the report, what the codes sum to with random words, and each GEMM as observers see it."""
     seen: list[Any] = []
     run = Run(backend, 0)
     if observe:
         run.observers.append(lambda layer, gemm, a, b, p, c, result: seen.append((a, b, result)))
-    out = call(Gemm("layer", name, chosen, run))
-    return out.view(np.int32).tolist(), out.shape, events(name, run), seen
+    checksum = call.checksum() if isinstance(call, Convolution) else None
+    out = call(Gemm("layer", name, chosen, run, checksum))
+    sums = [] if checksum is None else [one.tolist() for one in checksum.sums]
+    if checksum is not None and observe:
+        outer, inner = (words.astype(object) for words in (checksum.words.outer, checksum.words.inner))
+        flat = (outer[:, :, None] * inner[:, None, :]).reshape(2, -1)
+        assert [(flat @ result.codes.astype(object) % (1 << 32)).tolist() for _, _, result in seen] == sums
+    return out.view(np.int32).tolist(), out.shape, events(name, run), sums, seen
 
 
 def agree(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> None:
     """Assert that two outcomes are the same, and that observers saw the same GEMMs."""
-    assert ours[:3] == theirs[:3]
-    for (a1, b1, r1), (a2, b2, r2) in zip(ours[3], theirs[3], strict=True):
+    assert ours[:4] == theirs[:4]
+    for (a1, b1, r1), (a2, b2, r2) in zip(ours[4], theirs[4], strict=True):
         assert np.array_equal(a1, a2)
         assert np.array_equal(b1, b2)
         assert r1.codes.dtype == r2.codes.dtype
@@ -118,10 +144,12 @@ def calls(
     per_channel = operand(rng, (outputs, inputs, *window.kernel), np.int8, outputs, largest)
     dh = operand(rng, (3, outputs, *window.positions(size)), gradient, 3, largest)
     one = operand(rng, dh.codes.shape, gradient, None, largest)
-    yield "fprop", lambda gemm: functional.conv_fprop(x, w, window, 1, gemm)
-    yield "fprop", lambda gemm: functional.conv_fprop(x, per_channel, window, 1, gemm)
-    yield "dgrad", lambda gemm: functional.conv_dgrad(dh, w, window, 1, size, gemm)
-    yield "wgrad", lambda gemm: functional.conv_wgrad(whole, one, window, 1, gemm)
+    forward, backward = (3, math.prod(window.positions(size))), (3, math.prod(size))
+    taps = math.prod(window.kernel), inputs
+    yield "fprop", Convolution(lambda gemm: functional.conv_fprop(x, w, window, 1, gemm), forward)
+    yield "fprop", Convolution(lambda gemm: functional.conv_fprop(x, per_channel, window, 1, gemm), forward)
+    yield "dgrad", Convolution(lambda gemm: functional.conv_dgrad(dh, w, window, 1, size, gemm), backward)
+    yield "wgrad", Convolution(lambda gemm: functional.conv_wgrad(whole, one, window, 1, gemm), taps)
 
 
 GEOMETRIES = [

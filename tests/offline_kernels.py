@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,14 +71,17 @@ def codes(*shape: int, kind: torch.dtype = torch.int8) -> torch.Tensor:
 def products() -> Iterator[Callable[[], Any]]:
     """Yield GEMMs, sides with and without zero points, and convolutions; sizes of 1 among them."""
     from fqtsim.kernels.gpu import convolution
-    from fqtsim.kernels.gpu.epilogue import EXACT, WRAP32, Register, Side, Watch, new_record
+    from fqtsim.kernels.gpu.epilogue import EXACT, WRAP32, Register, Side, Sums, Watch, new_record
     from fqtsim.kernels.gpu.gemm import int8_gemm, int8_gemm_exact, int8_gemm_scaled
     from fqtsim.train.geometry import Window
 
     one, many = Side(codes(kind=torch.int32), torch.ones(())), Side(None, torch.ones(()))
 
-    def watch() -> Watch:
-        return Watch(new_record("cpu"), -100, 100)
+    def watch(rows: tuple[int, int] = (0, 0), columns: tuple[int, int] = (0, 0)) -> Watch:
+        """Return a watch, with sums where rows are said."""
+        words = [codes(2, count, kind=torch.int32) for count in rows]
+        out = codes(columns[0], 2, columns[1], kind=torch.int32)
+        return Watch(new_record("cpu"), -100, 100, Sums(words[0], words[1], out) if rows[0] else None)
 
     for m, k, n in ((64, 256, 48), (1, 1, 1), (5, 1, 7), (1, 64, 1), (300, 2, 20)):
         for kind in (torch.int8, torch.uint8):
@@ -86,7 +90,10 @@ def products() -> Iterator[Callable[[], Any]]:
             yield lambda a=a, b=b, m=m, n=n: int8_gemm(a, b, start=codes(m, n, kind=torch.int32))
             yield lambda a=a, b=b: int8_gemm_exact(a, b)
             for register in (EXACT, WRAP32, Register(20), Register(20, counted=True)):
-                yield lambda a=a, b=b, r=register: int8_gemm_scaled(a, b, one, many, register=r, watch=watch())
+                for rows in ((0, 0), (m, 1)):
+                    yield lambda a=a, b=b, r=register, rows=rows, n=n: int8_gemm_scaled(
+                        a, b, one, many, register=r, watch=watch(rows, (1, n))
+                    )
     plain, point = Window((3, 3), (2, 1), (1, 1), (1, 1)), Window((1, 1), (1, 1), (0, 0), (0, 0))
     for shape, outputs, window, groups in (
         ((2, 8, 9, 9), 16, plain, 1), ((2, 8, 9, 9), 8, plain, 8), ((1, 4, 3, 3), 4, point, 4),
@@ -94,13 +101,20 @@ def products() -> Iterator[Callable[[], Any]]:
     ):  # fmt: skip
         x, w = codes(*shape, kind=torch.uint8), codes(outputs, shape[1] // groups, *window.kernel)
         dh = codes(shape[0], outputs, *window.positions(shape[2:]))
-        rest: Any = {"register": EXACT}
-        settings = (window, groups)
-        yield lambda x=x, w=w, s=settings, r=rest: convolution.conv_fprop(x, w, *s, one, one, watch=watch(), **r)
-        yield lambda dh=dh, w=w, s=settings, size=shape[2:], r=rest: convolution.conv_dgrad(
-            dh, w, *s, size, one, one, watch=watch(), **r
-        )
-        yield lambda x=x, dh=dh, s=settings, r=rest: convolution.conv_wgrad(x, dh, *s, one, one, watch=watch(), **r)
+        settings, (samples, inputs, *size), out = (window, groups), shape, dh.shape[2:]
+        for summed in (False, True):
+            forward, backward = ((samples, math.prod(place)) if summed else (0, 0) for place in (out, size))
+            taps = (math.prod(window.kernel), inputs // groups) if summed else (0, 0)
+            own, other = (groups, outputs // groups), (groups, inputs // groups)
+            yield lambda x=x, w=w, s=settings, r=forward, c=own: convolution.conv_fprop(
+                x, w, *s, one, one, register=EXACT, watch=watch(r, c)
+            )
+            yield lambda dh=dh, w=w, s=settings, size=tuple(size), r=backward, c=other: convolution.conv_dgrad(
+                dh, w, *s, size, one, one, register=EXACT, watch=watch(r, c)
+            )
+            yield lambda x=x, dh=dh, s=settings, r=taps, c=own: convolution.conv_wgrad(
+                x, dh, *s, one, one, register=EXACT, watch=watch(r, c)
+            )
 
 
 def datapaths() -> Iterator[Callable[[], Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from fqtsim.backends import get_backend
 from fqtsim.hw.load import load_hardware
 from fqtsim.kernels.gpu import convolution
 from fqtsim.kernels.gpu.convolution import conv_dgrad, conv_fprop, conv_wgrad
-from fqtsim.kernels.gpu.epilogue import EXACT, WRAP32, Register, Side, Watch, new_record
+from fqtsim.kernels.gpu.epilogue import EXACT, WRAP32, Register, Side, Sums, Watch, new_record
 from fqtsim.kernels.gpu.launch import through_interpreter
 from fqtsim.train import functional
 from fqtsim.train.gemm import Gemm
@@ -80,14 +81,30 @@ def gemm(name: str) -> Gemm:
     return Gemm("layer", name, path, Run(get_backend("stepwise"), 0))
 
 
+def extents(function: Callable[..., torch.Tensor], *arguments: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return what rows and columns count: samples and positions, or taps and channels; groups and those of each."""
+    first, second, window, groups = arguments[:4]
+    if function is conv_wgrad:
+        return (math.prod(window.kernel), first.shape[1] // groups), (groups, second.shape[1] // groups)
+    if function is conv_dgrad:
+        return (len(first), math.prod(arguments[4])), (groups, second.shape[1])
+    return (len(first), math.prod(window.positions(first.shape[2:]))), (groups, len(second) // groups)
+
+
 def both(function: Callable[..., torch.Tensor], *arguments: Any, register: Register = WRAP32) -> torch.Tensor:
     """Return what the Triton form and its composed twin both give."""
-    watches = [Watch(new_record("cpu"), -99, 99) for _ in range(2)]
+    rows, columns = extents(function, *arguments)
+    words = [torch.from_numpy(np.random.default_rng(i).integers(-(1 << 31), 1 << 31, (2, rows[i])).astype(np.int32))
+             for i in (0, 1)]  # fmt: skip
+    sums = [Sums(*words, torch.zeros((columns[0], 2, columns[1]), dtype=torch.int32)) for _ in range(2)]
+    watches = [Watch(new_record("cpu"), -99, 99, one) for one in sums]
     composed = function(*arguments, register=register, watch=watches[0])
     with through_interpreter():
         fused = function(*arguments, register=register, watch=watches[1])
     assert torch.equal(composed, fused)
     assert torch.equal(watches[0].record, watches[1].record)
+    assert torch.equal(sums[0].out, sums[1].out)
+    assert sums[0].out.any()
     return fused
 
 

@@ -15,7 +15,7 @@ import torch
 
 from fqtsim.kernels import epilogue as numba_epilogue
 from fqtsim.kernels.gpu import gemm, proof, tune
-from fqtsim.kernels.gpu.epilogue import EXACT, WRAP32, Register, Side, Watch, composed_finish, finish, new_record
+from fqtsim.kernels.gpu.epilogue import EXACT, WRAP32, Register, Side, Sums, Watch, composed_finish, finish, new_record
 from fqtsim.kernels.gpu.gemm import (
     RUN,
     composed_int8_gemm,
@@ -76,13 +76,22 @@ def test_scaled_products_equal_the_numba_epilogue(types: tuple[Any, Any], regist
     steps = row_step.double().numpy(), column_step.double().numpy()
     numba_epilogue.finish(acc.numpy(), 0, k, rows, columns, steps, want)
     records = [new_record("cpu"), new_record("cpu")]
+    outer, inner = (torch.randint(-(1 << 31), 1 << 31, (2, count), generator=generator).int() for count in (4, 3))
+    sums = [Sums(outer, inner, torch.zeros((1, 2, n), dtype=torch.int32)) for _ in range(3)]
     composed = composed_int8_gemm_scaled(
-        a, b, row, column, 4, register=register, watch=Watch(records[0], int(acc.min()), 1 << 40)
+        a, b, row, column, 4, register=register, watch=Watch(records[0], int(acc.min()), 1 << 40, sums[0])
     )
     with through_interpreter():
-        watch = Watch(records[1], int(acc.min()), 1 << 40)
+        watch = Watch(records[1], int(acc.min()), 1 << 40, sums[1])
         fused = int8_gemm_scaled(a, b, row, column, 4, register=register, watch=watch)
         rowless = int8_gemm_scaled(a, b, row, column, register=register, channels_last=False)
+        last = Watch(new_record("cpu"), 0, 0, sums[2])
+        summed = int8_gemm_scaled(a, b, row, column, register=register, watch=last, channels_last=False)
+    assert torch.equal(rowless, summed)
+    words = (outer.long()[:, :, None] * inner.long()[:, None]).reshape(2, -1) % (1 << 32)
+    # As the matrices are small, int64 holds the sums of 32-bit words times sums of 8-bit codes.
+    wanted = (words @ (a.long() @ b.long())) % (1 << 32)
+    assert all(torch.equal(one.out[0].long() % (1 << 32), wanted) for one in sums)
     assert np.array_equal(composed.numpy(), want)
     assert np.array_equal(fused.numpy(), want)
     assert torch.equal(rowless, composed_int8_gemm_scaled(a, b, row, column, register=register))
@@ -189,9 +198,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from fqtsim.kernels.gpu.triton_gemm import scaled_kernel as kernel
 sizes = dict(BM=64, BN=64, BK=64, GROUP=8)
-constants = dict(CA=128, CB=128, BITS=32, UNSIGNED=False, WIDE=True, RECORD=True, TMA=False, **sizes)
+constants = dict(CA=128, CB=128, BITS=32, UNSIGNED=False, WIDE=True, RECORD=2, TMA=False, **sizes)
 types = {name: "i32" for name in kernel.arg_names}
 types |= dict(a="*i8", b="*i8", out="*fp32", row_step="*fp32", column_step="*fp32", low="i64", high="i64")
+types |= {name: "*i32" for name in ("outer_words", "inner_words", "sums")}
 types |= {name: "*i64" for name in ("row_zero", "row_sum", "column_zero", "column_sum", "record")}
 signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
 places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,15 @@ from convolutions import GEOMETRIES, Matrices, geometries, random_operand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fqtsim.backends.checksum import row_words
 from fqtsim.hw.load import load_hardware
 from fqtsim.hw.spec import Hardware
 from fqtsim.train import functional
+from fqtsim.train.expected_sums import expected_sums
 from fqtsim.train.gemm import Gemm
 from fqtsim.train.geometry import Window
 from fqtsim.train.operands import Operand
-from fqtsim.train.products import Product, conv_product, linear_product, scaled
+from fqtsim.train.products import ConvGradient, ConvImages, Product, conv_product, linear_product, scaled
 from fqtsim.train.run import Run
 
 HARDWARE = load_hardware("int8_acc16_saturate")
@@ -69,6 +72,24 @@ def agrees(product: Product, seen: Seen, rng: np.random.Generator) -> None:
             assert np.array_equal(part.found.view(np.int32), expected.view(np.int32))
 
 
+def sums_agree(product: Product, seen: Seen, rng: np.random.Generator) -> None:
+    """Assert that sums found from a layer's operands are those of the very matrices that were multiplied."""
+    m = product.shape[0]
+    if isinstance(product, ConvGradient):
+        outer = math.prod(product.window.kernel)
+    else:
+        outer = len(product.a.codes) if isinstance(product, ConvImages) else m
+    drawn = rng.integers(0, 1 << 32, 2 * (outer + m // outer), np.uint64).astype(np.uint32)
+    words = row_words(drawn, outer, m // outer)
+    each = [divmod(i, m // outer) for i in range(m)]
+    flat = np.array([[int(words.outer[r, i]) * int(words.inner[r, j]) for i, j in each] for r in (0, 1)], object)
+    products = [(a.astype(np.int64) @ b.astype(np.int64)).astype(object) for a, b, _ in seen.calls]
+    expected = np.concatenate([flat @ one % (1 << 32) for one in products], axis=1).astype(np.uint32)
+    assert np.array_equal(expected_sums(product, words), expected)
+    if product.a.offset is None and product.b.offset is None:
+        assert np.array_equal(expected_sums(on_device(product), words.on("cpu")).numpy(), expected)
+
+
 def shifted(rng: np.random.Generator, operand: Operand, wanted: bool) -> Operand:
     """Return the operand with a float offset for each of its steps, where one is wanted."""
     if not wanted:
@@ -113,6 +134,7 @@ def test_parts_of_convolutions(window: Window, size: tuple[int, int], groups: in
     rng = np.random.default_rng(1)
     for product, seen in conv_cases(rng, window, size, groups, offsets):
         agrees(product, seen, rng)
+        sums_agree(product, seen, rng)
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,6 +145,7 @@ def test_parts_of_any_convolution(
     rng = np.random.default_rng(seed)
     for product, seen in conv_cases(rng, *geometry, groups, offsets):
         agrees(product, seen, rng)
+        sums_agree(product, seen, rng)
 
 
 @pytest.mark.parametrize("offsets", [False, True])
@@ -144,7 +167,9 @@ def test_parts_of_linear_layers(batch: tuple[int, ...], offsets: bool) -> None:
     for name, a, b in calls:
         seen = Seen(name)
         out = getattr(functional, f"linear_{name}")(a, b, seen.gemm)
-        agrees(linear_product(seen.gemm, a, b, out), seen, rng)
+        product = linear_product(seen.gemm, a, b, out)
+        agrees(product, seen, rng)
+        sums_agree(product, seen, rng)
 
 
 def test_dropped_bits_and_differences() -> None:
@@ -158,4 +183,6 @@ def test_dropped_bits_and_differences() -> None:
     seen = Seen("fprop", hardware)
     assert seen.gemm.datapath.dropped_bits == 4
     out = functional.conv_fprop(x, w, window, 1, seen.gemm)
-    agrees(conv_product(seen.gemm, x, w, out, window, 1, ()), seen, rng)
+    product = conv_product(seen.gemm, x, w, out, window, 1, ())
+    agrees(product, seen, rng)
+    sums_agree(product, seen, rng)

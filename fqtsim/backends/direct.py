@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fqtsim.backends.base import Array, Events, GemmResult, code_dtype
+from fqtsim.backends.checksum import Checksum, RowWords
 from fqtsim.backends.exact import operand_range, subset_limit, unlimited_dtype, wrap_codes
 from fqtsim.backends.stepwise import finish
 from fqtsim.errors import BackendRefused
@@ -90,6 +91,8 @@ class Images:
     channels: Side
     #: Whether the order of k is that of the taps backwards.
     backwards: bool = False
+    #: Takes what the codes sum to; a row is a position of a sample.
+    checksum: Checksum | None = None
 
     @property
     def terms(self) -> int:
@@ -165,10 +168,12 @@ def images(job: Images, datapath: Datapath, out: Array, with_codes: bool) -> Gem
     if 256 * longest >= INT32 or not (holds(any_code(job.codes)) or holds(with_fill(job.codes, job.fill))):
         return None
     prove_images()
-    low, high, codes = _convolve(job, out, with_codes)
+    low, high, codes, sums = _convolve(job, out, with_codes)
     register = datapath.accumulator.register_format
     if register is not None and not (register.minimum + 1 < low and high < register.maximum):
         return None  # outputs at a rail are counted where their codes are
+    if job.checksum is not None:
+        job.checksum.sums.append(_summed(job.checksum.words, sums))
     return GemmResult(codes.astype(code_dtype(datapath), copy=False), Events(), low, high)
 
 
@@ -187,7 +192,18 @@ def _bytes(codes: Array) -> tuple[Array, np.uint8]:
     return np.ascontiguousarray(codes).view(np.uint8), np.uint8(128 if codes.dtype == np.int8 else 0)
 
 
-def _convolve(job: Images, out: Array, with_codes: bool) -> tuple[int, int, Array]:
+def _position_words(job: Images, layout: kernels.Layout) -> Array:
+    """Return the words of positions as they lie in planes: uint32 (2, positions); empty where nobody asked."""
+    if job.checksum is None:
+        return np.zeros((2, 0), np.uint32)
+    words = np.zeros((2, layout.rows, layout.width), np.uint32)
+    words[:, :, : layout.columns] = job.checksum.words.inner.reshape(2, layout.rows, layout.columns)
+    return np.ascontiguousarray(words.reshape(2, -1)[:, : layout.positions])
+
+
+def _convolve(job: Images, out: Array, with_codes: bool) -> tuple[int, int, Array, Array]:
+    """Return the smallest and largest sum, the codes (N * OH * OW, CO), and what they sum to with the words of
+    positions, sample by sample (2, N, CO)."""
     x, flip = _bytes(job.codes)
     size = job.walk.outputs[0] * job.walk.outputs[1]
     codes = np.empty((len(x) if with_codes else 0, size, len(job.weight)), np.int32)
@@ -196,17 +212,27 @@ def _convolve(job: Images, out: Array, with_codes: bool) -> tuple[int, int, Arra
     column_sums = job.weight.reshape(len(job.weight), -1).sum(1, dtype=np.int64)
     row_side = job.samples.zero_points, job.samples.steps
     column_side = job.channels.zero_points, column_sums, job.channels.steps
-    fill = job.fill.view(np.uint8)
+    fill, own = job.fill.view(np.uint8), _position_words(job, layout)
+    samples = np.empty((2, len(x) if own.size else 0, len(job.weight)), np.uint32)
 
     def part(first: int, last: int) -> tuple[int, int]:
         work = kernels.image_work(x.shape, layout)
         found: tuple[int, int] = kernels.convolve(
-            x, fill, flip, layout, words, row_side, column_side, work, flat, codes, first, last
+            x, fill, flip, layout, words, row_side, column_side, work, flat, codes, (own, samples), first, last
         )
         return found
 
     found = threads.run(part, threads.parts(len(x), out[0].size))
-    return min(low for low, _ in found), max(high for _, high in found), codes.reshape(-1, len(job.weight))
+    low, high = min(low for low, _ in found), max(high for _, high in found)
+    if own.size:  # a byte is its code plus 128 where flip says so
+        samples -= own.sum(axis=1, dtype=np.uint32)[:, None, None] * (int(flip) * column_sums).astype(np.uint32)
+    return low, high, codes.reshape(-1, len(job.weight)), samples
+
+
+def _summed(words: RowWords, samples: Array) -> Array:
+    """Return what all codes sum to, from the sums of each sample's codes (2, N, CO) with the words of positions."""
+    sums: Array = (words.outer[:, :, None] * samples).sum(axis=1, dtype=np.uint32)
+    return sums
 
 
 @dataclass(frozen=True)
@@ -300,13 +326,17 @@ def prove_images() -> None:
             weight = np.random.RandomState(2).choice([-128, 127, 3], (outputs, *case.walk.taps, case.codes.shape[1]))
             sides = Side(np.zeros(2, np.int64), np.ones(2)), Side(np.ones(outputs, np.int64), np.ones(outputs))
             out = np.empty((2, outputs, *case.walk.outputs), np.float32)
-            job = Images(case.codes, case.fill, case.walk, weight.astype(np.int8), *sides)
-            low, high, codes = _convolve(job, out, True)
+            inner = np.random.RandomState(3).randint(1 << 31, (1 << 32) - 1, (2, out[0, 0].size), np.uint32)
+            checksum = Checksum(RowWords(np.ones((2, 2), np.uint32), inner))
+            job = Images(case.codes, case.fill, case.walk, weight.astype(np.int8), *sides, checksum=checksum)
+            low, high, codes, sums = _convolve(job, out, True)
             expected = np.einsum("nyxijc,oijc->nyxo", patches, weight.astype(np.int64))
             # A zero point of 1 in every column takes the sum of each patch away.
             shifted = (expected - patches.sum(axis=(3, 4, 5))[..., None]).transpose(0, 3, 1, 2)
             _refuse_unless(np.array_equal(codes, expected.reshape(-1, outputs)) and np.array_equal(out, shifted))
             _refuse_unless((low, high) == (expected.min(), expected.max()))
+            summed = np.einsum("rp,npo->rno", inner.astype(np.int64), expected.reshape(2, -1, outputs))
+            _refuse_unless(np.array_equal(sums, summed.astype(np.uint32)))
 
 
 @cache

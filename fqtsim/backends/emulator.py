@@ -89,7 +89,12 @@ class Emulator(Backend):
         if not self._is_plain:
             return None
         result = direct.images(job, datapath, out, with_codes)
-        return result if result is not None else direct_chain.images(job, datapath, out, with_codes)
+        if result is not None:
+            return result
+        result = direct_chain.images(job, datapath, out, with_codes or job.checksum is not None)
+        if result is not None and job.checksum is not None:
+            job.checksum.add(result.codes)
+        return result
 
     def correlate(self, job: direct.Gradient, datapath: Datapath) -> tuple[GemmResult, Array, Array] | None:
         if not self._is_plain:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fqtsim.kernels import correlate_tile as tiles
+from fqtsim.kernels.freivalds import weigh
 from fqtsim.kernels.jit import inner, kernel, kernel_of
 from fqtsim.kernels.scale_tile import scale_rows, scale_rows_shifted
 from fqtsim.kernels.tile import VECTOR
@@ -221,13 +222,15 @@ def _finish_channel(acc: Any, patches: Any, layout: Any, zero: Any, base: Any, s
 @kernel
 def convolve(
     x: Any, fill: Any, flip: Any, layout: Any, words: Any, row_side: Any, column_side: Any, work: Any, out: Any,
-    codes: Any, first: int, last: int,
+    codes: Any, check: Any, first: int, last: int,
 ) -> Any:  # fmt: skip
     """Convolve samples first..last and write float32 out (N, CO, OH * OW); return the smallest and largest sum.
 
     x (N, C, H, W) bytes, fill (N,) bytes, words (CO tiles, taps * blocks, ROWS) of signed bytes.
     row_side = (zero points int64, steps float64) of samples; column_side = (zero points, sums over k int64, steps
-    float64) of output channels; codes (N, OH * OW, CO) int32 takes the sums too, unless it is empty.
+    float64) of output channels; codes (N, OH * OW, CO) int32 takes the sums too, unless it is empty;
+    check = (words uint32 (2, positions), 0 past the ends of rows; uint32 (2, N, CO) that takes what the sums, not yet
+    less the shift of bytes, sum to with them, unless it is empty).
     """
     width, rows, columns, phases, shifts = layout.width, layout.rows, layout.columns, layout.phases, layout.shifts
     flat, planes, image, sums, patches, acc, channel = work
@@ -237,6 +240,7 @@ def convolve(
     moving, terms, shifted = np.int64(flip), x.shape[1] * shifts.size, False
     for o in range(zeros.size):
         shifted |= zeros[o] != 0
+    one, two, checked = check[0][0], check[0][1], check[1]
     lowest, highest = np.int64(1) << 62, -(np.int64(1) << 62)
     for n in range(first, last):
         image_planes(x[n], fill[n], flip, layout, image, planes)
@@ -258,6 +262,8 @@ def convolve(
                 scale = row_side[1][n] * steps[o]
                 low, high = _finish_channel(own, patches, layout, np.float64(zeros[o]), base, scale, out[n, o])
                 lowest, highest = min(lowest, low - moved), max(highest, high - moved)
+                if checked.size:
+                    checked[0, n, o], checked[1, n, o] = weigh(one, two, own[: one.size])
                 if codes.size:
                     without_ends(own, width, rows, columns, channel)
                     store_codes(channel, moved, codes[n, :, o])

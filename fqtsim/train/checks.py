@@ -2,9 +2,10 @@
 
 sample recomputes a share F of the outputs of every product of a layer with `stepwise`, zero points and steps included,
 and compares the float32 numbers that the layer got; whatever kernel ran is not disturbed. freivalds compares s A B with
-s C modulo 2**bits for two random rows of words s, on every GEMM whose accumulator wraps (or on a share F of them), and
-so asks the backend for operands and codes as matrices. All draws are Philox words of seed and step, so a check repeats
-exactly. Arrays of NumPy are checked at once, tensors of a device after the step, so that no layer waits.
+s C modulo 2**bits for two random rows of words s, on every GEMM whose accumulator wraps (or on a share F of them):
+whoever multiplies adds up its accumulators (backends/checksum.py), and expected_sums.py says what they must sum to. All
+draws are Philox words of seed and step, so a check repeats exactly. Arrays of NumPy are checked at once, tensors of a
+device after the step, so that no layer waits.
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from fqtsim.backends.chains import stepwise_codes
+from fqtsim.backends.checksum import Checksum, row_words
 from fqtsim.backends.primitives import DEFAULT_PRIMITIVES
-from fqtsim.backends.stepwise import Stepwise, prepare, prepare_for_formats, start_values
+from fqtsim.backends.stepwise import Stepwise, prepare, prepare_for_formats
 from fqtsim.errors import FqtsimError, InputError
 from fqtsim.hw.spec import Datapath
-from fqtsim.kernels import freivalds
 from fqtsim.streams import CHECK_FREIVALDS, CHECK_SAMPLE, CHECK_TURN, stream_id
 from fqtsim.train.check_report import Checks, Counts, check_report
+from fqtsim.train.expected_sums import expected_sums
 from fqtsim.train.module import FQTModule
 from fqtsim.train.operands import Array
-from fqtsim.train.products import Product, scaled
-from fqtsim.train.reproducer import Reproducer, of_gemm, of_product
+from fqtsim.train.products import Part, Product, scaled
+from fqtsim.train.reproducer import Reproducer, of_product
 from fqtsim.words import Overflow
 
 TURNS, SHARE_OF_A_TURN = 16, 0.2
@@ -37,7 +39,11 @@ TURNS, SHARE_OF_A_TURN = 16, 0.2
 TILE_ROWS = 8
 """A few more rows than these cost a second tile of the kernel that recomputes (fqtsim/kernels/tile.py)."""
 HELD_BYTES = 1 << 30
-"""Operands on a device that may wait for the end of the step."""
+"""Operands and products on a device that may wait for the end of the step."""
+SEARCHED_ROWS = 1 << 14
+"""Rows of a wrong column that are recomputed at a time."""
+SAVED_ROWS, SAVED_COLUMNS = 256, 64
+"""Rows and columns around a wrong output that its reproducer holds."""
 _GOLDEN = 0x9E3779B97F4A7C15
 
 Cell = tuple[int, int]
@@ -54,19 +60,19 @@ class CheckFailed(FqtsimError):
         self.path: Path | None = None
         super().__init__(self._message())
 
-    def _result(self, name: str) -> Any:
+    def _result(self, name: str) -> np.float32:
         place = self.reproducer.place
-        return self.reproducer.results[name][place["row"], place["col"]].item()
+        return self.reproducer.results[name][place["row"], place["col"]]  # type: ignore[no-any-return]
 
     @property
-    def found(self) -> int | float:
-        """The wrong code, or the wrong float32 number of a layer's product."""
-        return self._result(self.backend)  # type: ignore[no-any-return]
+    def found(self) -> np.float32:
+        """The wrong number of the layer's product."""
+        return self._result(self.backend)
 
     @property
-    def expected(self) -> int | float:
+    def expected(self) -> np.float32:
         """What stepwise gives."""
-        return self._result("stepwise")  # type: ignore[no-any-return]
+        return self._result("stepwise")
 
     def save(self, folder: Path) -> Path:
         """Write the reproducer into a folder and name it in the message."""
@@ -76,30 +82,20 @@ class CheckFailed(FqtsimError):
 
     def _message(self) -> str:
         place, (row, col) = self.reproducer.place, self.original
-        group = f"group {self.group}, " if self.group else ""
-        text = (
-            f"step {place['step']}, layer {place['layer']!r}, {self.reproducer.name}, {group}row {row}, column {col}: "
-            f"{self.backend} has {self._shown(self.found)}, stepwise {self._shown(self.expected)} ({self.method})"
-        )
+        text = f"step {place['step']}, layer {place['layer']!r}, {self.reproducer.name}, "
+        text += f"group {self.group}, " if self.group else ""
+        if self.found.tobytes() == self.expected.tobytes():
+            text += f"column {col}: its codes have another sum than they must, though no float32 number is wrong"
+        else:
+            text += (
+                f"row {row}, column {col}: {self.backend} has {_shown(self.found)}, stepwise {_shown(self.expected)}"
+            )
+        text += f" ({self.method})"
         return text if self.path is None else f"{text}; look at it with: fqtsim explain {self.path}"
 
-    def _shown(self, value: int | float) -> str:
-        if isinstance(value, float):
-            return f"{np.float32(value).view(np.uint32):#010x} ({np.float32(value)})"
-        format_ = self.reproducer.datapath.accumulator.register_format
-        return f"{value if format_ is None else value & ((1 << format_.bits) - 1):#x} ({value})"
 
-
-class _Call(NamedTuple):
-    """One GEMM as an observer sees it; arrays of NumPy or tensors of torch."""
-
-    layer: str
-    gemm: str
-    a: Any
-    b: Any
-    datapath: Datapath
-    c: Any
-    codes: Any
+def _shown(value: np.float32) -> str:
+    return f"{value.view(np.uint32):#010x} ({value})"
 
 
 def wrapping_bits(datapath: Datapath) -> int | None:
@@ -141,34 +137,40 @@ class Checker:
         self._pending.clear()
         self._turns.clear()
         self.net.watchers.append(self.watch)
-        if self.checks.freivalds is not None:
-            self.net.observers.append(self)
+        self.net.checksum_for = self.checksum if self.checks.freivalds is not None else None
         try:
             yield
         finally:
             self.net.watchers.remove(self.watch)
-            if self.checks.freivalds is not None:
-                self.net.observers.remove(self)
+            self.net.checksum_for = None
         self._settle()
         self.counts.steps += 1
 
-    # ---- sample ----
-
     def watch(self, product: Product) -> None:
-        """Count one product of a layer and recompute a part of its outputs, now or at the end of the step."""
+        """Count one product of a layer and check it, now or at the end of the step."""
         m, n, k = product.shape
         self.counts.gemms += product.groups
         self.counts.outputs += m * n * product.groups
         if self.checks.freivalds is not None:
             self.counts.wrapping += product.groups * (wrapping_bits(product.datapath) is not None)
-        if self.checks.sample is None or not (m and n and k):
+        if not (m and n and k):
             return
-        turns = max(1, min(TURNS, int(SHARE_OF_A_TURN / self.checks.sample)))
+        if product.gemm.checksum is not None:
+            self.counts.products += product.groups
+            self._do(self._freivalds(product, product.gemm.checksum), product)
+        if self.checks.sample is not None:
+            self._sample(product, self.checks.sample)
+
+    # ---- sample ----
+
+    def _sample(self, product: Product, share: float) -> None:
+        """Recompute a part of a product's outputs, if it has a turn."""
+        turns = max(1, min(TURNS, int(SHARE_OF_A_TURN / share)))
         if not self._has_turn(self._number(*product.names), turns):
             return
-        for group, rows, cols in self._picked(product, min(1.0, self.checks.sample * turns)):
+        for group, rows, cols in self._picked(product, min(1.0, share * turns)):
             self.counts.recomputed += len(rows) * len(cols)
-            self._do(self._sampled(product, group, rows, cols), isinstance(product.out, torch.Tensor))
+            self._do(self._sampled(product, group, rows, cols), product)
 
     def _has_turn(self, number: int, turns: int) -> bool:
         """Tell whether a product is the one of `turns` successive ones whose outputs are recomputed in this step.
@@ -207,88 +209,69 @@ class Checker:
 
     def _sampled(self, product: Product, group: int, rows: Array, cols: Array) -> Callable[[], None]:
         """Gather a part of a product; return what recomputes it."""
-        step, gathered, layer, name = self.net.step_index, product.part(group, rows, cols), *product.names
-        datapath = product.datapath
+        step, gathered = self.net.step_index, product.part(group, rows, cols)
 
         def check() -> None:
             part = gathered.on_host()
-            lowered = prepare_for_formats(part.a.shape[1], datapath, None) or prepare(part.a, part.b, datapath, None)
-            codes = stepwise_codes(part.a, part.b, lowered, None)
-            expected = scaled(codes, part, datapath.dropped_bits)
-            wrong = part.found.view(np.int32) != expected.view(np.int32)
+            expected, wrong = _recomputed(part, product.datapath)
             if wrong.any():
                 row, col = (int(i[0]) for i in np.nonzero(wrong))
                 original = int(rows[row]), int(cols[col])
-                where = {"step": step + 1, "layer": layer, "row": row, "col": col, "group": group}
-                where["cut_from"] = list(original)
-                label = self._label
-                found = {label: part.found, "stepwise": expected}
-                reproducer = of_product(where, name, datapath, part, found)
-                raise CheckFailed("sample", label, reproducer, original, group)
+                raise self._failure("sample", product, step, group, part, expected, (row, col), original)
 
         return check
 
     # ---- freivalds ----
 
-    def wants(self, layer: str, gemm: str, datapath: Datapath) -> bool:
-        """Tell whether this step's GEMM gets a Freivalds check, for which its operands and codes must be matrices."""
+    def checksum(self, layer: str, gemm: str, datapath: Datapath, shape: tuple[int, int]) -> Checksum | None:
+        """Return what takes this step's sums of a GEMM's codes, or None where it gets no Freivalds check."""
         share = self.checks.freivalds or 0.0
         if wrapping_bits(datapath) is None or not share:
-            return False
-        return share >= 1 or int(self._words(layer, gemm, CHECK_FREIVALDS, 1)[0]) < share * 2**32
+            return None
+        drawn = self._words(layer, gemm, CHECK_FREIVALDS, 1 + 2 * sum(shape))
+        if share < 1 and int(drawn[0]) >= share * 2**32:
+            return None
+        words, backend = row_words(drawn[1:], *shape), self.net.backend
+        return Checksum(words.on(backend.device) if backend.primitives.on_device else words)
 
-    def __call__(self, layer: str, gemm: str, a: Any, b: Any, datapath: Datapath, c: Any, result: Any) -> None:
-        """Check one GEMM by Freivalds, now or at the end of the step."""
-        bits = wrapping_bits(datapath)
-        if bits is None or not (a.shape[0] and a.shape[1] and b.shape[1]):
-            return
-        self.counts.products += 1
-        call = _Call(layer, gemm, a, b, datapath, c, result.codes)
-        on_device = isinstance(a, torch.Tensor)
-        self._do(self._freivalds(call, bits), on_device)
-        if on_device:
-            self._held += sum(x.numel() * x.element_size() for x in (a, b, result.codes))
-            if self._held > HELD_BYTES:
-                self._settle()
-
-    def _freivalds(self, call: _Call, bits: int) -> Callable[[], None]:
-        m = call.a.shape[0]
-        words = self._words(call.layer, call.gemm, CHECK_FREIVALDS, 4 + 2 * m)
-        weights = words[4:].reshape(2, m).copy()
-        # An odd factor keeps any non-zero error non-zero, so one wrong output in a column is always seen; uniform
-        # words see any wrong column with probability 1/2 or more.
-        weights[0] |= np.uint32(1)
-        expected = _combine(_combine(weights, call.a), call.b)
-        found = _combine(weights, call.codes)
-        step = self.net.step_index
+    def _freivalds(self, product: Product, checksum: Checksum) -> Callable[[], None]:
+        """Find what the codes must sum to; return what compares it."""
+        step, unused = self.net.step_index, 32 - (wrapping_bits(product.datapath) or 32)
+        differences = checksum.difference(expected_sums(product, checksum.words))
 
         def check() -> None:
-            difference = _words32(found) - _words32(expected)
-            if call.c is not None:
-                start = start_values(_array(call.c), m, call.b.shape[1])
-                difference = difference - freivalds.combine(weights, np.ascontiguousarray(start))
-            wrong = np.flatnonzero((difference << np.uint32(32 - bits)).any(axis=0))
+            wrong = np.flatnonzero((_words32(differences) << np.uint32(unused)).any(axis=0))
             if wrong.size:
-                self._find_row(call, int(wrong[0]), step)
+                raise self._first_wrong(product, *divmod(int(wrong[0]), product.shape[1]), step)
 
         return check
 
-    def _find_row(self, call: _Call, col: int, step: int) -> None:
-        a, b = _array(call.a), np.ascontiguousarray(_array(call.b))
-        start = None if call.c is None else start_values(_array(call.c), a.shape[0], b.shape[1])
-        found = _array(call.codes)
-        column = np.ascontiguousarray(b[:, col : col + 1])
-        expected = np.array(found)
-        begun = None if start is None else start[:, col : col + 1]
-        expected[:, col] = _stepwise(a, column, call.datapath, begun)[:, 0]
-        rows = np.flatnonzero(found[:, col] != expected[:, col])
-        row, label = int(rows[0]) if rows.size else 0, self._label
-        where = {"step": step + 1, "layer": call.layer, "row": row, "col": col}
-        arrays = {name: array for name, array in zip("abc", (a, b, start), strict=True) if array is not None}
-        reproducer = of_gemm(where, call.gemm, call.datapath, arrays, {label: found, "stepwise": expected})
-        raise CheckFailed("freivalds", label, reproducer, (row, col))
+    def _first_wrong(self, product: Product, group: int, col: int, step: int) -> CheckFailed:
+        """Return what says which number of a wrong column is the first one that differs."""
+        (m, n, _), path, row = product.shape, product.datapath, 0
+        for first in range(0, m, SEARCHED_ROWS):
+            rows = np.arange(first, min(first + SEARCHED_ROWS, m))
+            wrong = _recomputed(product.part(group, rows, np.array([col])).on_host(), path)[1]
+            if wrong.any():
+                row = first + int(wrong[:, 0].argmax())
+                break
+        rows, cols = _around(row, m, SAVED_ROWS), _around(col, n, SAVED_COLUMNS)
+        part = product.part(group, rows, cols).on_host()
+        place = row - int(rows[0]), col - int(cols[0])
+        return self._failure("freivalds", product, step, group, part, _recomputed(part, path)[0], place, (row, col))
 
     # ---- both ----
+
+    def _failure(
+        self, method: str, product: Product, step: int, group: int, part: Part, expected: Array, place: Cell,
+        original: Cell,
+    ) -> CheckFailed:  # fmt: skip
+        """Return what names and saves a wrong output: at `place` in a part, at `original` in the product."""
+        (layer, name), label = product.names, self._label
+        where = {"step": step + 1, "layer": layer, "row": place[0], "col": place[1], "group": group}
+        where["cut_from"] = list(original)
+        found = {label: part.found, "stepwise": expected}
+        return CheckFailed(method, label, of_product(where, name, product.datapath, part, found), original, group)
 
     @property
     def _label(self) -> str:
@@ -302,11 +285,15 @@ class Checker:
         seed = (self.net.seed ^ (_GOLDEN * (self._number(layer, gemm) + 1))) & ((1 << 64) - 1)
         return DEFAULT_PRIMITIVES.random_words(seed, stream_id(0, port), self.net.step_index, count)
 
-    def _do(self, check: Callable[[], None], on_device: bool) -> None:
-        if on_device:
-            self._pending.append(check)
-        else:
+    def _do(self, check: Callable[[], None], product: Product) -> None:
+        """Check now, or once the step is done, on a device; what may wait there is bounded."""
+        if not isinstance(product.out, torch.Tensor):
             check()
+            return
+        self._pending.append(check)
+        self._held += sum(x.numel() * x.element_size() for x in (product.a.codes, product.b.codes, product.out))
+        if self._held > HELD_BYTES:
+            self._settle()
 
     def _settle(self) -> None:
         for check in self._pending:
@@ -330,45 +317,19 @@ def _strata(count: int, words: Array) -> Array:
     return (edges[:-1] + offsets).astype(np.int64)
 
 
-def _array(x: Any) -> Array:
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+def _around(index: int, count: int, most: int) -> Array:
+    """Return up to `most` successive indices of 0..count - 1, with `index` among them."""
+    first = max(0, min(index - most // 2, count - most))
+    return np.arange(first, min(first + most, count))
 
 
-def _stepwise(a: Array, b: Array, datapath: Datapath, start: Array | None) -> Array:
-    a = np.ascontiguousarray(a)
-    return stepwise_codes(a, b, prepare(a, b, datapath, start), start)
-
-
-def _combine(weights: Any, matrix: Any) -> Any:
-    """Return weights (2, R) times a matrix of codes, modulo 2**32: uint32 array, or int64 tensor on its device."""
-    if isinstance(matrix, torch.Tensor):
-        return combine_tensor(weights, matrix)
-    return freivalds.combine(weights, matrix)
+def _recomputed(part: Part, datapath: Datapath) -> tuple[Array, Array]:
+    """Return the float32 numbers of a part by stepwise, and where those found differ."""
+    lowered = prepare_for_formats(part.a.shape[1], datapath, None) or prepare(part.a, part.b, datapath, None)
+    codes = stepwise_codes(part.a, part.b, lowered, None)
+    expected = scaled(codes, part, datapath.dropped_bits)
+    return expected, part.found.view(np.int32) != expected.view(np.int32)
 
 
 def _words32(x: Any) -> Array:
-    return _array(x).astype(np.uint32) if isinstance(x, torch.Tensor) else x
-
-
-def combine_tensor(weights: Any, matrix: torch.Tensor) -> torch.Tensor:
-    """Return weights (2, R) times an integer matrix (R, C) modulo 2**32, as int64 (2, C) on the matrix's device.
-
-    By float64 products of 16-bit halves: each product is below 2**32 and at most 2**20 are summed, so that every
-    partial sum, in whatever order, is an integer below 2**53 and exact.
-    """
-    if not isinstance(weights, torch.Tensor):
-        weights = torch.from_numpy(weights.astype(np.int64)).to(matrix.device)
-    total = torch.zeros((2, matrix.shape[1]), dtype=torch.int64, device=matrix.device)
-    # Low and high halves of both rows of weights: (4, R).
-    halves = torch.cat([weights & 0xFFFF, weights >> 16]).to(torch.float64)
-    narrow = matrix.element_size() <= 2
-    for first in range(0, matrix.shape[0], 1 << 20):
-        last = min(first + (1 << 20), matrix.shape[0])
-        part, rows = matrix[first:last], halves[:, first:last]
-        words = [(part, 0)] if narrow else [(part & 0xFFFF, 0), ((part >> 16) & 0xFFFF, 16)]
-        for codes, shift in words:
-            sums = (rows @ codes.to(torch.float64)).to(torch.int64)
-            low, high = sums[:2] & 0xFFFFFFFF, sums[2:] & 0xFFFF
-            # The high half of a code times the high half of a word is a multiple of 2**32.
-            total += (low << shift) + (high << 16 if not shift else 0)
-    return total & 0xFFFFFFFF
+    return x.cpu().numpy().astype(np.uint32) if isinstance(x, torch.Tensor) else x

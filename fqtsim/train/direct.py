@@ -40,7 +40,8 @@ def fprop(x: Operand, w: Operand, window: Window, gemm: Gemm, codes: Codes) -> A
     samples, _, height, width = x.codes.shape
     weight = np.ascontiguousarray(w.codes.transpose(0, 2, 3, 1))
     walk, sides = forward_walk(window, (height, width)), (_side(x, samples), _side(w, len(weight)))
-    return gemm.convolve(Images(x.codes, x.fill(samples), walk, weight, *sides), codes)
+    job = Images(x.codes, x.fill(samples), walk, weight, *sides, checksum=gemm.checksum)
+    return gemm.convolve(job, codes)
 
 
 def dgrad(dh: Operand, w: Operand, window: Window, size: Pair, gemm: Gemm, codes: Codes) -> Array | None:
@@ -52,7 +53,8 @@ def dgrad(dh: Operand, w: Operand, window: Window, size: Pair, gemm: Gemm, codes
     offset = _pairs(lambda i: window.before[i] - (window.kernel[i] - 1) * window.dilation[i])
     walk = Walk(size, window.kernel, (1, 1), window.dilation, offset, window.stride)
     sides = _side(dh, samples), _side(w, len(weight))
-    return gemm.convolve(Images(dh.codes, dh.fill(samples), walk, weight, *sides, backwards=True), codes)
+    job = Images(dh.codes, dh.fill(samples), walk, weight, *sides, backwards=True, checksum=gemm.checksum)
+    return gemm.convolve(job, codes)
 
 
 def wgrad(x: Operand, dh: Operand, window: Window, gemm: Gemm, codes: Codes) -> Array | None:

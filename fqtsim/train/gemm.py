@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from fqtsim.backends.base import GemmResult
+from fqtsim.backends.checksum import Checksum
 from fqtsim.backends.direct import Gradient, Images
 from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import epilogue
 from fqtsim.train.lowering import Met, all_met
 from fqtsim.train.operands import Array, along
-from fqtsim.train.run import Observer, Run
+from fqtsim.train.run import Run
 
 INT64_BITS = 63
 
@@ -56,6 +57,8 @@ class Gemm:
     name: str
     datapath: Datapath
     run: Run
+    #: Takes what the codes of each group sum to, where somebody checks that.
+    checksum: Checksum | None = None
 
     def __call__(self, a: Matrix, b: Matrix, rows: int = 1, met: Met | None = None) -> Array:
         """Return the real product (M, N) in float32, laid out as (rows, N, M / rows).
@@ -70,7 +73,7 @@ class Gemm:
             result = self.run.backend.gemm(a.codes, b.codes, self.datapath, None, self.run.trace)
         except BackendRefused as error:
             raise BackendRefused(f"layer {self.layer!r}, {self.name}: {error}") from None
-        self._publish(a, b, result, self._observers())
+        self._publish(a, b, result)
         return self._finish(a, b, result, rows, met)
 
     def groups(self, a: Matrices, b: Matrices, rows: int = 1, met: Met | None = None) -> list[Array]:
@@ -81,9 +84,9 @@ class Gemm:
             results = self.run.backend.gemm_groups(a.codes, b.codes, self.datapath, self.run.trace)
         except BackendRefused as error:
             raise BackendRefused(f"layer {self.layer!r}, {self.name}: {error}") from None
-        products, sides, observers = [], _Sides(a.parts[0], b.parts[0]), self._observers()
+        products, sides = [], _Sides(a.parts[0], b.parts[0])
         for left, right, result in zip(a.parts, b.parts, results, strict=True):
-            self._publish(left, right, result, observers)
+            self._publish(left, right, result)
             sides = sides if sides.hold_for(left, right) else _Sides(left, right)
             products.append(self._finish(left, right, result, rows, met, sides))
         return products
@@ -96,12 +99,11 @@ class Gemm:
         if self.run.trace:
             return None
         out = np.empty((len(job.codes), len(job.weight), *job.walk.outputs), np.float32)
-        observers = self._observers()
-        result = self.run.backend.convolve(job, self.datapath, out, bool(observers))
+        result = self.run.backend.convolve(job, self.datapath, out, bool(self.run.observers))
         if result is None:
             return None
         check_width(self, self._largest(result), job.terms)
-        self._tell((out[:, 0].size, out.shape[1], job.terms), result, observers, matrices)
+        self._tell((out[:, 0].size, out.shape[1], job.terms), result, matrices)
         return out
 
     def correlate(
@@ -116,8 +118,10 @@ class Gemm:
             return None
         result, row_sums, column_sums = found
         m, n = result.codes.shape
+        if self.checksum is not None:
+            self.checksum.add(result.codes)
         check_width(self, self._largest(result), job.terms)
-        self._tell((m, n, job.terms), result, self._observers(), matrices)
+        self._tell((m, n, job.terms), result, matrices)
         row, column = np.zeros((2, m), np.int64), np.zeros((2, n), np.int64)
         row[0], column[0], row[1], column[1] = sides[0].zero_point, sides[1].zero_point, row_sums, column_sums
         out = np.empty((1, n, m), np.float32)
@@ -125,21 +129,18 @@ class Gemm:
         epilogue.finish(result.codes, self.datapath.dropped_bits, job.terms, row, column, steps, out)
         return out[0]
 
-    def _observers(self) -> list[Observer]:
-        return self.run.observers_of(self.layer, self.name, self.datapath) if self.run.observers else []
-
-    def _tell(
-        self, shape: Shape, result: GemmResult, observers: list[Observer], matrices: Callable[[], tuple[Array, Array]]
-    ) -> None:
+    def _tell(self, shape: Shape, result: GemmResult, matrices: Callable[[], tuple[Array, Array]]) -> None:
         self.run.note(self.layer, self.name, shape, result)
-        if observers:
+        if self.run.observers:
             a, b = matrices()
-            for observe in observers:
+            for observe in self.run.observers:
                 observe(self.layer, self.name, a, b, self.datapath, None, result)
 
-    def _publish(self, a: Matrix, b: Matrix, result: GemmResult, observers: list[Observer]) -> None:
+    def _publish(self, a: Matrix, b: Matrix, result: GemmResult) -> None:
         shape = (a.codes.shape[0], b.codes.shape[1], a.codes.shape[1])
-        self._tell(shape, result, observers, lambda: (a.codes, b.codes))
+        if self.checksum is not None:
+            self.checksum.add(result.codes)
+        self._tell(shape, result, lambda: (a.codes, b.codes))
 
     def _largest(self, result: GemmResult) -> int:
         """Return the largest magnitude that a code of a result can have."""

@@ -6,6 +6,7 @@ A port that the recipe leaves float runs on the platform's own GEMM, with the va
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from fqtsim.quantizers import quantizer
 from fqtsim.recipe.spec import Recipe
 from fqtsim.train import functional
 from fqtsim.train.gemm import Gemm
+from fqtsim.train.geometry import Pair
 from fqtsim.train.graph import ConvOptions
 from fqtsim.train.layer import Gradients, Layer
 from fqtsim.train.moving_range import NONE_YET, SUFFIX, Range, from_steps_before, kept
@@ -134,20 +136,18 @@ class GemmLayer(Layer):
             self.activation_clamps_so_far = self.activation_clamps_so_far + codes.clamps
         return Quantized(codes, False)
 
-    def _gemm(self, name: str) -> Gemm:
-        return Gemm(self.name, name, self.hardware.datapath_for(name), self.run)
-
-    def _operands(self, name: str, a: Quantized, b: Quantized) -> tuple[Operand, Operand, Gemm]:
-        """Return both operands of a GEMM as its datapath takes them, or both as float values."""
-        gemm = self._gemm(name)
+    def _operands(
+        self, name: str, a: Quantized, b: Quantized, shape: tuple[int, ...] = ()
+    ) -> tuple[Operand, Operand, Gemm]:
+        """Return both operands of a GEMM as its datapath takes them, or both as float values; shape: for dgrad."""
+        path = self.hardware.datapath_for(name)
         if a.is_float or b.is_float:
-            return decoded(a.values()), decoded(b.values()), gemm
-        path = gemm.datapath
-        return (
-            encoded(a.tensor, path.a_format, path.zero_point),
-            encoded(b.tensor, path.b_format, path.zero_point).with_rows_at(b.axis),
-            gemm,
-        )
+            return decoded(a.values()), decoded(b.values()), Gemm(self.name, name, path, self.run)
+        left = encoded(a.tensor, path.a_format, path.zero_point)
+        right = encoded(b.tensor, path.b_format, path.zero_point).with_rows_at(b.axis)
+        ask = self.run.checksum_for
+        checksum = None if ask is None else ask(self.name, name, path, self._row_shape(name, left, shape))
+        return left, right, Gemm(self.name, name, path, self.run, checksum)
 
     def compute(self, *x: Array) -> tuple[Array, Any]:
         self._check(x[0].shape)
@@ -190,7 +190,7 @@ class GemmLayer(Layer):
 
     def _input_gradient(self, wq: Quantized, dy: Array, shape: tuple[int, ...]) -> Array:
         dh = self._quantize("grad_for_dgrad", dy)
-        a, b, gemm = self._operands("dgrad", dh, wq)
+        a, b, gemm = self._operands("dgrad", dh, wq, shape)
         dx = self._shown(a, b, gemm, self.dgrad(a, b, gemm, shape), shape)
         return dx if dh.is_float else dh.tensor.unmix(dx)
 
@@ -204,6 +204,10 @@ class GemmLayer(Layer):
 
     def _product(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...]) -> Product:
         """Return a product with what says where its outputs lie."""
+        raise NotImplementedError
+
+    def _row_shape(self, gemm: str, a: Operand, shape: tuple[int, ...]) -> Pair:
+        """Return what the rows of a GEMM count: samples and positions, or taps and channels (RowWords)."""
         raise NotImplementedError
 
     def fprop(self, x: Operand, w: Operand, gemm: Gemm) -> Array:
@@ -247,6 +251,10 @@ class Linear(GemmLayer):
     def _product(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...]) -> Product:
         return linear_product(gemm, a, b, out)
 
+    def _row_shape(self, gemm: str, a: Operand, shape: tuple[int, ...]) -> Pair:
+        *rows, features = a.codes.shape
+        return (features, 1) if gemm == "wgrad" else (math.prod(rows), 1)
+
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) < 2 or shape[-1] != self.weight.shape[1]:
             raise InputError(
@@ -281,6 +289,13 @@ class Conv2d(GemmLayer):
 
     def _product(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...]) -> Product:
         return conv_product(gemm, a, b, out, self.window, self.groups, shape)
+
+    def _row_shape(self, gemm: str, a: Operand, shape: tuple[int, ...]) -> Pair:
+        samples, channels, height, width = a.codes.shape
+        if gemm == "wgrad":
+            return math.prod(self.window.kernel), channels // self.groups
+        size = (shape[2], shape[3]) if gemm == "dgrad" else self.window.positions((height, width))
+        return samples, math.prod(size)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         channels = self.weight.shape[1] * self.groups

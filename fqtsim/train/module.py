@@ -15,7 +15,7 @@ from fqtsim.hw.spec import Hardware
 from fqtsim.recipe.spec import Recipe
 from fqtsim.train.layer import Layer
 from fqtsim.train.layers import BatchNorm
-from fqtsim.train.run import Observer, Run
+from fqtsim.train.run import ChecksumFor, Observer, Run
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ class FQTModule(torch.nn.Module):
     def observers(self) -> list[Observer]:
         """Functions called after every GEMM as (layer, gemm, a, b, datapath, c, result); append yours.
 
-        Operands and codes become matrices for it, which takes longer; one that has a method `wants(layer, gemm,
-        datapath)` is called for the GEMMs that it says yes to.
+        Operands and codes become matrices for it, which takes longer.
         """
         return self._run.observers
 
@@ -130,6 +129,15 @@ class FQTModule(torch.nn.Module):
     def watchers(self) -> list[Callable[[Any], None]]:
         """Functions called with every product of a layer (fqtsim.train.products.Product), whatever kernel made it."""
         return self._run.watchers
+
+    @property
+    def checksum_for(self) -> ChecksumFor | None:
+        """What says which GEMMs of layers sum their codes, and with which words (fqtsim.train.run); None: no sums."""
+        return self._run.checksum_for
+
+    @checksum_for.setter
+    def checksum_for(self, ask: ChecksumFor | None) -> None:
+        self._run.checksum_for = ask
 
     @property
     def trace(self) -> bool:

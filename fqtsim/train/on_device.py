@@ -20,7 +20,7 @@ from fqtsim.errors import BackendRefused, InputError
 from fqtsim.hw.lower import BITS, HIGH, LOW, MODE, UNSIGNED
 from fqtsim.hw.lower import EXACT as EXACT_MODE
 from fqtsim.kernels.gpu import convolution, epilogue
-from fqtsim.kernels.gpu.epilogue import EXACT, Register, Side, Watch
+from fqtsim.kernels.gpu.epilogue import EXACT, Register, Side, Sums, Watch
 from fqtsim.kernels.gpu.gemm import int8_gemm_scaled
 from fqtsim.train.gemm import Gemm, check_width
 from fqtsim.train.geometry import Pair, Window
@@ -72,7 +72,7 @@ def _fused(
     backend, (m, n, k) = _backend(gemm), sizes
     if a.codes.dtype not in BYTES or b.codes.dtype not in BYTES or not (m and n and k):
         return None
-    if gemm.run.observers_of(gemm.layer, gemm.name, gemm.datapath):
+    if gemm.run.observers:
         return None
     reason = backend.refusal(gemm.datapath, k)
     if reason is not None:
@@ -86,13 +86,23 @@ def _fused(
     register = EXACT if lowered.never_overflows else Register(int(row[BITS]), bool(row[UNSIGNED]), counted=True)
     rails = RAILS if row[MODE] == EXACT_MODE else (int(row[LOW]), int(row[HIGH]))
     p = gemm.run.primitives
-    watch = Watch(p.constant(EMPTY_RECORD).clone(), *rails)
+    watch = Watch(p.constant(EMPTY_RECORD).clone(), *rails, _sums(gemm, groups, n, a.codes.device))
     out = product(watch, register)
+    if gemm.checksum is not None and watch.sums is not None:
+        gemm.checksum.sums.extend(watch.sums.out)
     # Where a register wraps, what it changes is what is out of its range; nothing is transient.
     altered = watch.record[3:]
     found = torch.cat((altered, altered, p.constant(np.zeros(1, np.int64)), watch.record[:3]))
     gemm.run.note_on_device(gemm.layer, gemm.name, sizes, groups, found)
     return out
+
+
+def _sums(gemm: Gemm, groups: int, n: int, device: Any) -> Sums | None:
+    """Return where sums of the codes go, if somebody checks them."""
+    if gemm.checksum is None:
+        return None
+    words = gemm.checksum.words
+    return Sums(words.outer, words.inner, torch.zeros((groups, 2, n), dtype=torch.int32, device=device))
 
 
 def _multiply(gemm: Gemm, a: Array, b: Array, row: Side, column: Side, rows: int) -> list[Array]:
@@ -106,6 +116,9 @@ def _multiply(gemm: Gemm, a: Array, b: Array, row: Side, column: Side, rows: int
         raise BackendRefused(f"layer {gemm.layer!r}, {gemm.name}: {error}") from None
     check_width(gemm, backend.lowered(gemm.datapath, k).unlimited.magnitude, k)
     gemm.run.note_on_device(gemm.layer, gemm.name, (m, n, k), groups, result.counts)
+    if gemm.checksum is not None:
+        for codes in result.codes:
+            gemm.checksum.add(codes)
     _show(gemm, a, b, result)
     row_sums, column_sums = a.sum(2, dtype=torch.int64), b.sum(1, dtype=torch.int64)
     return [
@@ -118,15 +131,14 @@ def _multiply(gemm: Gemm, a: Array, b: Array, row: Side, column: Side, rows: int
 
 
 def _show(gemm: Gemm, a: Array, b: Array, result: DeviceResult) -> None:
-    observers = gemm.run.observers_of(gemm.layer, gemm.name, gemm.datapath)
-    if not observers:
+    if not gemm.run.observers:
         return
     backend = _backend(gemm)
     for g in range(len(a)):
         own: Any = DeviceResult(result.codes[0], result.counts)
         if len(a) > 1:  # the counts above are of all groups
             own = backend.multiply(a[g], b[g], gemm.datapath)
-        for observe in observers:
+        for observe in gemm.run.observers:
             observe(gemm.layer, gemm.name, a[g], b[g], gemm.datapath, None, own)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fqtsim.backends.base import Backend, Events, GemmResult
+from fqtsim.backends.checksum import Checksum
 from fqtsim.backends.primitives import Primitives
 from fqtsim.hw.spec import Datapath
 from fqtsim.train.operands import Array
@@ -14,6 +15,9 @@ from fqtsim.train.tally import Entry, Tally
 
 Observer = Callable[[str, str, Array, Array, Datapath, Any, GemmResult], None]
 """Called after every GEMM as (layer, gemm, a, b, datapath, c, result), a and b exactly as the backend got them."""
+
+ChecksumFor = Callable[[str, str, Datapath, tuple[int, int]], Checksum | None]
+"""Called before every GEMM as (layer, gemm, datapath, row shape); returns what takes the sums of its codes, or None."""
 
 
 def bits_needed(minimum: int, maximum: int) -> int:
@@ -81,6 +85,7 @@ class Run:
     observers: list[Observer] = field(default_factory=list)
     #: Called with every layer's product (products.Product), whatever kernel made it.
     watchers: list[Callable[[Any], None]] = field(default_factory=list)
+    checksum_for: ChecksumFor | None = None
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     #: Ties that quantizers with a rounding to nearest met since the last reset; an integer, or a tensor on a device.
     ties: Any = 0
@@ -101,15 +106,6 @@ class Run:
     def primitives(self) -> Primitives:
         """The float operations of the backend in use."""
         return self.backend.primitives
-
-    def observers_of(self, layer: str, gemm: str, datapath: Datapath) -> list[Observer]:
-        """Return the observers that want this GEMM: all but those whose `wants(layer, gemm, datapath)` says no."""
-        chosen = []
-        for observe in self.observers:
-            wants = getattr(observe, "wants", None)
-            if wants is None or wants(layer, gemm, datapath):
-                chosen.append(observe)
-        return chosen
 
     def note(self, layer: str, gemm: str, shape: tuple[int, int, int], result: GemmResult) -> None:
         """Add one GEMM to the report."""

@@ -63,7 +63,13 @@ def _products(a: torch.Tensor, b: torch.Tensor, row: Side, column: Side, registe
     groups = len(a)
     parts = [
         composed_int8_gemm_scaled(
-            a[g], b[g], row, _per_group(column, groups, g), samples, register=register, watch=watch
+            a[g],
+            b[g],
+            row,
+            _per_group(column, groups, g),
+            samples,
+            register=register,
+            watch=watch and watch.of_group(g),
         )
         for g in range(groups)
     ]
@@ -121,6 +127,7 @@ def composed_wgrad(
     a = a.reshape(groups, -1, k)
     b = dh.reshape(samples, groups, -1, *out).permute(1, 0, 3, 4, 2).reshape(groups, k, -1)
     parts = [
-        composed_int8_gemm_scaled(a[g], b[g], row, column, register=register, watch=watch)[0] for g in range(groups)
+        composed_int8_gemm_scaled(a[g], b[g], row, column, register=register, watch=watch and watch.of_group(g))[0]
+        for g in range(groups)
     ]
     return torch.cat(parts).reshape(outputs, *window.kernel, channels).permute(0, 3, 1, 2).contiguous()

@@ -26,7 +26,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from fqtsim.kernels.gpu import tune
 from fqtsim.kernels.gpu.composed_convolution import Pair, as_fill, composed_dgrad, composed_fprop, composed_wgrad
-from fqtsim.kernels.gpu.epilogue import WRAP32, Register, Side, Watch
+from fqtsim.kernels.gpu.epilogue import WRAP32, Register, Side, Watch, watched
 from fqtsim.kernels.gpu.gemm import RUN, exact_terms
 from fqtsim.kernels.gpu.launch import is_fused
 from fqtsim.kernels.gpu.tune import Tile
@@ -153,12 +153,12 @@ class _Patches:
             _patch_sums(self.x, self.zero, groups, self.grid, self.window, self.out, self.stride, self.taps),
             self.w.sum((2, 3, 4), dtype=torch.int64),
         )
-        m = samples * self.out[0] * self.out[1]
+        m, noted = samples * self.out[0] * self.out[1], watched(self.watch, self.zero)[1]
         key = ("patches", m, tuple(self.w.shape), self.grid, self.stride, self.taps, self.x.dtype, self.w.dtype,
-               self.channels_last, self.register, self.watch is None, self.x.device)  # fmt: skip
-        record = None if self.watch is None else self.watch.record
+               self.channels_last, self.register, noted, self.x.device)  # fmt: skip
+        kept = () if self.watch is None else self.watch.kept
         tiles = _patch_tiles(self.x, m, outputs, packed[4])
-        return tune.run(key, tiles, lambda tile: self._by(tile, held, padded, packed, sums), record)
+        return tune.run(key, tiles, lambda tile: self._by(tile, held, padded, packed, sums), kept)
 
     def _by(self, tile: Tile, held: torch.Tensor, padded: int, packed: tuple[torch.Tensor, int, int, int, int],
             sums: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:  # fmt: skip
@@ -173,16 +173,16 @@ class _Patches:
         za, row_step, row_run = self.row.vectors(m)
         zb, column_step, column_run = self.column.vectors(outputs * groups)
         shared = len(zb) == 1
-        watch = self.watch or Watch(za, 0, 0)
+        watch, noted = watched(self.watch, za)
         grid = (-(-m // tile.rows) * -(-outputs // tile.columns), groups)
         patches_kernel[grid](
             held, weights, m, outputs, k, inner, self.out[1], samples * area, area, self.stride[0] * pitch,
             self.stride[1] * padded, self.taps[0] * pitch, self.taps[1] * padded, runs * length,
             out, out.stride(0), out.stride(3), out.stride(1),
             za, sums[0], row_step, row_run, zb, sums[1].contiguous(), column_step, outputs if shared else column_run,
-            0 if shared else outputs, watch.record, watch.low, watch.high,
+            0 if shared else outputs, *watch,
             CA=_offset(self.x), CB=_offset(self.w), BITS=self.register.bits or 32, UNSIGNED=self.register.unsigned,
-            WIDE=self.register.wide(k), RECORD=self.watch is not None, RUNS=runs, ACROSS=across, LENGTH=length,
+            WIDE=self.register.wide(k), RECORD=noted, RUNS=runs, ACROSS=across, LENGTH=length,
             BM=tile.rows, BN=tile.columns, BK=depth, GROUP=8, **tile.launch,
         )  # fmt: skip
         return out
@@ -295,13 +295,13 @@ def _finish_wgrad(
 
     (count, width), taps = acc.shape, out.shape[2] * out.shape[3]
     (za, row_step, _), (zb, column_step, _) = row.vectors(1), column.vectors(1)
-    given = watch or Watch(za, 0, 0)
+    given, noted = watched(watch, za)
     rows, columns = tune.power_of_two(count, 1, 16), tune.power_of_two(width, 1, 128)
     wgrad_finish_kernel[(-(-width // columns), -(-count // rows))](
         acc, out, width, count, out.shape[1], taps, count // len(sums[0]), k, za, sums[0].contiguous(), row_step, zb,
-        sums[1], column_step, given.record, given.low, given.high, CA=offsets[0], CB=offsets[1],
+        sums[1], column_step, *given, CA=offsets[0], CB=offsets[1],
         BITS=register.bits or 64, UNSIGNED=register.unsigned, EXACT=register.exact, COUNTED=register.counted,
-        RECORD=watch is not None, BM=columns, BN=rows, enable_fp_fusion=False,
+        RECORD=noted, BM=columns, BN=rows, enable_fp_fusion=False,
     )  # fmt: skip
 
 

@@ -19,10 +19,11 @@ Why every step is exact until the two roundings that S5.8 names:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from fqtsim.kernels.gpu.freivalds import as_words, combine
 from fqtsim.kernels.gpu.launch import is_fused
 
 INT32_TERMS = 33025
@@ -88,6 +89,22 @@ WRAP32 = Register(32)
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Where the sums of the accumulators with random words go, modulo 2**32 (fqtsim/backends/checksum.py)."""
+
+    #: int32 (2, R) and (2, S): the word of row i * S + j is outer[., i] * inner[., j].
+    outer: torch.Tensor
+    inner: torch.Tensor
+    #: int32 (G, 2, N), zeros before.
+    out: torch.Tensor
+
+    def add(self, acc: torch.Tensor) -> None:
+        """Add what accumulators (M, N) of the first group sum to."""
+        words = as_words((self.outer[:, :, None] * self.inner[:, None, :]).reshape(2, -1))
+        self.out[0] += combine(words, acc).to(torch.int32)
+
+
+@dataclass(frozen=True)
 class Watch:
     """Where the extremes of the accumulators go."""
 
@@ -96,6 +113,18 @@ class Watch:
     #: The rails of the accumulator.
     low: int
     high: int
+    sums: Sums | None = None
+
+    @property
+    def kept(self) -> tuple[torch.Tensor, ...]:
+        """What a kernel adds to."""
+        return (self.record,) if self.sums is None else (self.record, self.sums.out)
+
+    def of_group(self, group: int) -> Watch:
+        """Return the watch of one group of a convolution."""
+        if self.sums is None:
+            return self
+        return replace(self, sums=replace(self.sums, out=self.sums.out[group : group + 1]))
 
     def note(self, acc: torch.Tensor, codes: torch.Tensor | None = None) -> None:
         """Merge accumulators of any shape, and the codes that a counted register made of them."""
@@ -106,6 +135,18 @@ class Watch:
         rails = ((held == self.low) | (held == self.high)).sum()
         low, high = torch.minimum(self.record[0], acc.min()), torch.maximum(self.record[1], acc.max())
         self.record.copy_(torch.stack((low, high, self.record[2] + rails, altered)))
+        if self.sums is not None:
+            self.sums.add(acc)
+
+
+def watched(watch: Watch | None, nothing: torch.Tensor) -> tuple[tuple[object, ...], int]:
+    """Return a watch as kernels take it, and what they are to note: 0 nothing, 1 extremes, 2 sums too."""
+    if watch is None:
+        return (nothing, 0, 0, nothing, nothing, 1, nothing), 0
+    record, sums = (watch.record, watch.low, watch.high), watch.sums
+    if sums is None:
+        return (*record, nothing, nothing, 1, nothing), 1
+    return (*record, sums.outer, sums.inner, sums.inner.shape[1], sums.out), 2
 
 
 def new_record(device: torch.device | str) -> torch.Tensor:
@@ -162,7 +203,7 @@ def finish(
     grid = (-(-m // 32), -(-n // 64))
     finish_kernel[grid](
         acc, m, n, k, acc.stride(0), acc.stride(1), out, out.stride(0), out.stride(2), out.stride(1), m // rows,
-        za, row_sum, row_step, row_run, zb, column_sum, column_step, column_run, za, 0, 0,
-        BITS=32, UNSIGNED=False, DROPPED=dropped, WIDE=True, RECORD=False, BM=32, BN=64, enable_fp_fusion=False,
+        za, row_sum, row_step, row_run, zb, column_sum, column_step, column_run,
+        BITS=32, UNSIGNED=False, DROPPED=dropped, WIDE=True, BM=32, BN=64, enable_fp_fusion=False,
     )  # fmt: skip
     return out

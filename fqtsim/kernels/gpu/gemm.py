@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 
 from fqtsim.kernels.gpu import tune
-from fqtsim.kernels.gpu.epilogue import WRAP32, Register, Side, Watch, composed_finish, finish, output
+from fqtsim.kernels.gpu.epilogue import WRAP32, Register, Side, Watch, composed_finish, finish, output, watched
 from fqtsim.kernels.gpu.launch import is_fused
 from fqtsim.kernels.gpu.tune import Tile
 
@@ -213,16 +213,18 @@ def int8_gemm_scaled(
             watch.note(acc, codes if register.counted else None)
         sums = pack(a, True).sums, pack(b.t(), True).sums
         return finish(codes, k, row, sums[0], column, sums[1], rows, channels_last=channels_last)
-    if rows == 1 and not channels_last:  # stored (N, M): the rows of the other operand are then the columns' lanes
+    sums_rows = watch is not None and watch.sums is not None
+    if rows == 1 and not channels_last and not sums_rows:
+        # Stored (N, M): the rows of the other operand are then the columns' lanes.
         out = int8_gemm_scaled(b.t(), a.t(), column, row, 1, register=register, watch=watch)
         return out.transpose(1, 2)
     left = pack(a, column.zero is not None or b.dtype == torch.uint8)
     right = pack(b.t(), row.zero is not None or a.dtype == torch.uint8)
     tiles = [tile._replace(parts=1) for tile in _tiles(left, right, split=False)]
-    key = ("int8_gemm_scaled", m, n, k, a.dtype, b.dtype, rows, channels_last, register, watch is None, a.device)
-    record = None if watch is None else watch.record
+    key = ("int8_gemm_scaled", m, n, k, a.dtype, b.dtype, rows, channels_last, register, watch is None, sums_rows,
+           a.device)  # fmt: skip
     form = _Scaled(left, right, row, column, rows, register, watch, channels_last)
-    return tune.run(key, tiles, form.by, record)
+    return tune.run(key, tiles, form.by, () if watch is None else watch.kept)
 
 
 @dataclass(frozen=True)
@@ -257,14 +259,14 @@ class _Scaled:
         out = output(self.a.codes, self.rows, m, n, self.channels_last)
         za, row_step, row_run = self.row.vectors(m)
         zb, column_step, column_run = self.column.vectors(n)
-        watch = self.watch or Watch(za, 0, 0)
+        watch, noted = watched(self.watch, za)
         scaled_kernel[(-(-m // tile.rows) * -(-n // tile.columns),)](
             _loadable(self.a, tile.rows, tile), _loadable(self.b, tile.columns, tile), m, n, k,
             self.a.pitch, self.b.pitch, out, out.stride(0), out.stride(2), out.stride(1), m // self.rows,
             za, self.a.sums, row_step, row_run, zb, self.b.sums, column_step, column_run,
-            watch.record, watch.low, watch.high,
+            *watch,
             CA=self.a.offset, CB=self.b.offset, BITS=self.register.bits or 32, UNSIGNED=self.register.unsigned,
-            WIDE=self.register.wide(k), RECORD=self.watch is not None, TMA=tile.tma,
+            WIDE=self.register.wide(k), RECORD=noted, TMA=tile.tma,
             BM=tile.rows, BN=tile.columns, BK=tile.depth, GROUP=8, **tile.launch,
         )  # fmt: skip
         return out

@@ -7,13 +7,14 @@ values come from integer arithmetic on the CPU.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 
 from fqtsim.kernels.gpu.composed_convolution import composed_dgrad, composed_fprop, composed_wgrad
 from fqtsim.kernels.gpu.convolution import conv_dgrad, conv_fprop, conv_wgrad
-from fqtsim.kernels.gpu.epilogue import EXACT, Register, Side, Watch, new_record
+from fqtsim.kernels.gpu.epilogue import EXACT, Register, Side, Sums, Watch, new_record
 from fqtsim.kernels.gpu.gemm import composed_int8_gemm_scaled, int8_gemm, int8_gemm_exact, int8_gemm_scaled
 
 SHAPES = (
@@ -101,22 +102,32 @@ def convolution_fault(device: str) -> str | None:
         sides = [Side(code.reshape(-1)[:1].reshape(()).to(torch.int32), torch.rand((), generator=generator) + 0.5)
                  for code in (x, w, dh)]  # fmt: skip
         rest, counted = (window, groups), Register(14, counted=True)
+        image, weight = (3, math.prod(size)), (9, inputs // groups)
+        # Name, both forms, operands, further sizes, sides, register, what rows count, and columns of a group.
         cases: list[tuple[Any, ...]] = [
-            ("fprop", conv_fprop, composed_fprop, (x, w), (), (sides[0], sides[1]), EXACT),
-            ("dgrad", conv_dgrad, composed_dgrad, (dh, w), (size,), (sides[2], sides[1]), EXACT),
-            ("wgrad", conv_wgrad, composed_wgrad, (x, dh), (), (sides[0], sides[2]), EXACT),
-            ("wgrad", conv_wgrad, composed_wgrad, (x, dh), (), (sides[0], sides[2]), counted),
-        ]
-        for name, ours, theirs, operands, sizes, (row, column), register in cases:
-            watches = [Watch(new_record(place), -(1 << 13), (1 << 13) - 1) for place in (device, "cpu")]
+            ("fprop", conv_fprop, composed_fprop, (x, w), (), (sides[0], sides[1]), EXACT, (3, math.prod(out)),
+             outputs // groups),
+            ("dgrad", conv_dgrad, composed_dgrad, (dh, w), (size,), (sides[2], sides[1]), EXACT, image, weight[1]),
+            *(("wgrad", conv_wgrad, composed_wgrad, (x, dh), (), (sides[0], sides[2]), register, weight,
+               outputs // groups) for register in (EXACT, counted)),
+        ]  # fmt: skip
+        for name, ours, theirs, operands, sizes, (row, column), register, rows, columns in cases:
+            words = [torch.randint(-(1 << 31), 1 << 31, (2, n), generator=generator).to(torch.int32) for n in rows]
+            watches = [_watch(words, groups, columns, place) for place in (device, "cpu")]
             there = [one.to(device) for one in operands]
             moved = [Side(_moved(side.zero, device), side.step.to(device)) for side in (row, column)]
             found = ours(*there, *rest, *sizes, *moved, register=register, watch=watches[0])
             expected = theirs(*operands, *rest, *sizes, row, column, register, watches[1])
             same = torch.equal(found.cpu().contiguous().view(torch.int32), expected.contiguous().view(torch.int32))
-            if not (same and torch.equal(watches[0].record.cpu(), watches[1].record)):
+            noted = zip(watches[0].kept, watches[1].kept, strict=True)
+            if not (same and all(torch.equal(here.cpu(), there) for here, there in noted)):
                 return f"{name} of a convolution is wrong for {inputs} and {outputs} channels, stride {stride}"
     return None
+
+
+def _watch(words: list[torch.Tensor], groups: int, columns: int, device: str) -> Watch:
+    sums = torch.zeros((groups, 2, columns), dtype=torch.int32, device=device)
+    return Watch(new_record(device), -(1 << 13), (1 << 13) - 1, Sums(words[0].to(device), words[1].to(device), sums))
 
 
 def _moved(x: torch.Tensor | None, device: str) -> torch.Tensor | None:

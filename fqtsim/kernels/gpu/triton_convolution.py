@@ -73,7 +73,7 @@ def patches_kernel(
     x, w, M, N, K, inner, Q, group_stride, sample_stride, row_stride, column_stride, run_stride, tap_stride, w_stride,
     out, out_sample, out_inner, out_channel,
     row_zero, row_sum, row_step, row_run, column_zero, column_sum, column_step, column_run, column_group,
-    record, low, high,
+    record, low, high, outer_words, inner_words, words_run, sums,
     CA: tl.constexpr, CB: tl.constexpr, BITS: tl.constexpr, UNSIGNED: tl.constexpr, WIDE: tl.constexpr,
     RECORD: tl.constexpr, RUNS: tl.constexpr, ACROSS: tl.constexpr, LENGTH: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
@@ -90,7 +90,8 @@ def patches_kernel(
         acc, row * BM + tl.arange(0, BM), column * BN, M, N, tl.cast(K, tl.int64),
         (row_zero, row_sum + group * M, row_step, row_run),
         (column_zero + scales, column_sum + group * N, column_step + scales, column_run),
-        (out + group * N * out_channel, out_sample, out_inner, out_channel, inner), (record, low, high),
+        (out + group * N * out_channel, out_sample, out_inner, out_channel, inner),
+        (record, low, high, outer_words, inner_words, words_run, sums + group * 2 * N),
         CA, CB, BITS, UNSIGNED, WIDE, RECORD, BM, BN,
     )  # fmt: skip
 
@@ -132,13 +133,14 @@ def wgrad_kernel(
 @triton.jit
 def wgrad_finish_kernel(
     acc, out, M, N, channels, taps, per_group, K, row_zero, row_sum, row_step, column_zero, column_sum, column_step,
-    record, low, high,
+    record, low, high, outer_words, inner_words, words_run, sums,
     CA: tl.constexpr, CB: tl.constexpr, BITS: tl.constexpr, UNSIGNED: tl.constexpr, EXACT: tl.constexpr,
     COUNTED: tl.constexpr, RECORD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Write the real values of wgrad's sums acc (N, M), m = (kh, kw, ci), to out (N, CI, KH, KW): epilogue.py.
 
-    EXACT: acc is the exact sum, else one modulo 2**32. COUNTED: record what a register of BITS bits changes.
+    EXACT: acc is the exact sum, else one modulo 2**32. COUNTED: record what a register of BITS bits changes. RECORD is
+    2 where sums with words of taps (2, KH * KW) and channels (2, CI) go to sums (G, 2, N / G), too.
     """
     m, n = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1) * BN + tl.arange(0, BN)
     mi, ni = tl.minimum(m, M - 1), tl.minimum(n, N - 1).to(tl.int64)
@@ -159,6 +161,13 @@ def wgrad_finish_kernel(
         tl.atomic_add(record + 2, tl.sum(tl.sum(rails, 1), 0))
         if COUNTED:
             tl.atomic_add(record + 3, tl.sum(tl.sum((inside & (code != value)).to(tl.int64), 1), 0))
+    if RECORD == 2:
+        own, total = sums + ni // per_group * (2 * per_group) + ni % per_group, value.to(tl.int32)
+        tap, channel = mi // channels, mi % channels
+        for r in tl.static_range(2):
+            word = tl.load(outer_words + r * taps + tap) * tl.load(inner_words + r * channels + channel)
+            word = tl.where(m < M, word, 0)
+            tl.atomic_add(own + r * per_group, tl.sum(word[None, :] * total, 1), mask=n < N)
     za, zb = tl.load(row_zero), tl.load(column_zero)
     real = (code - za * sb - zb * sa + terms * za * zb).to(tl.float64)
     step = tl.load(row_step).to(tl.float64) * tl.load(column_step).to(tl.float64)

@@ -99,6 +99,20 @@ def note(record, acc, inside, low, high):
 
 
 @triton.jit
+def add_sums(watch, acc, m, n, M, N):
+    """Add what the columns of a tile sum to with the words of its rows, modulo 2**32, to int32 sums (2, N).
+
+    watch[3:]: (words (2, R) and (2, S), S, sums); row i * S + j has the product of words i and j.
+    """
+    mi = tl.minimum(m, M - 1)
+    i, j = mi // watch[5], mi % watch[5]
+    for r in tl.static_range(2):
+        word = tl.load(watch[3] + r * (M // watch[5]) + i) * tl.load(watch[4] + r * watch[5] + j)
+        word = tl.where(m < M, word, 0)
+        tl.atomic_add(watch[6] + r * N + n, tl.sum(word[:, None] * acc, 0), mask=n < N)
+
+
+@triton.jit
 def finish(
     acc, m, n, M, N, K, rows, columns, target, watch,
     CA: tl.constexpr, CB: tl.constexpr, BITS: tl.constexpr, UNSIGNED: tl.constexpr, DROPPED: tl.constexpr,
@@ -107,7 +121,8 @@ def finish(
     """Write float32(float64(value) * (row step * column step)) of a tile, value as in epilogue.py.
 
     rows and columns: (zero points, sums, steps, how many share a zero point and a step); target: (out, strides of row,
-    inner and column, size of inner); watch: (record, low and high rail).
+    inner and column, size of inner); watch: (record, low and high rail, and what `add_sums` takes); RECORD: 0 nothing
+    is noted, 1 extremes, 2 sums too.
     """
     mi, ni = tl.minimum(m, M - 1), tl.minimum(n, N - 1)
     inside = (m < M)[:, None] & (n < N)[None, :]
@@ -116,6 +131,8 @@ def finish(
     acc = given_codes(acc, sa, sb, K, CA, CB)
     if RECORD:
         note(watch[0], acc, inside, watch[1], watch[2])
+    if RECORD == 2:
+        add_sums(watch, acc, m, n, M, N)
     if BITS < 32:
         acc = acc & ((1 << BITS) - 1) if UNSIGNED else (acc << (32 - BITS)) >> (32 - BITS)
     if BITS == 32 and UNSIGNED:
@@ -219,7 +236,7 @@ def gemm_kernel(
 def scaled_kernel(
     a, b, M, N, K, a_stride, b_stride, out, row_stride, inner_stride, column_stride, inner,
     row_zero, row_sum, row_step, row_per, column_zero, column_sum, column_step, column_per,
-    record, low, high,
+    record, low, high, outer_words, inner_words, words_run, sums,
     CA: tl.constexpr, CB: tl.constexpr, BITS: tl.constexpr, UNSIGNED: tl.constexpr, WIDE: tl.constexpr,
     RECORD: tl.constexpr, TMA: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
@@ -230,7 +247,8 @@ def scaled_kernel(
     finish_tile(
         acc, row * BM + tl.arange(0, BM), column * BN, M, N, tl.cast(K, tl.int64),
         (row_zero, row_sum, row_step, row_per), (column_zero, column_sum, column_step, column_per),
-        (out, row_stride, inner_stride, column_stride, inner), (record, low, high),
+        (out, row_stride, inner_stride, column_stride, inner),
+        (record, low, high, outer_words, inner_words, words_run, sums),
         CA, CB, BITS, UNSIGNED, WIDE, RECORD, BM, BN,
     )  # fmt: skip
 
@@ -239,8 +257,7 @@ def scaled_kernel(
 def finish_kernel(
     acc, M, N, K, m_stride, n_stride, out, row_stride, inner_stride, column_stride, inner,
     row_zero, row_sum, row_step, row_per, column_zero, column_sum, column_step, column_per,
-    record, low, high,
-    BITS: tl.constexpr, UNSIGNED: tl.constexpr, DROPPED: tl.constexpr, WIDE: tl.constexpr, RECORD: tl.constexpr,
+    BITS: tl.constexpr, UNSIGNED: tl.constexpr, DROPPED: tl.constexpr, WIDE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Write the real values of accumulators acc (M, N), int32 or int64."""
@@ -250,8 +267,8 @@ def finish_kernel(
     finish(
         tl.load(acc + at), m, n, M, N, tl.cast(K, tl.int64),
         (row_zero, row_sum, row_step, row_per), (column_zero, column_sum, column_step, column_per),
-        (out, row_stride, inner_stride, column_stride, inner), (record, low, high),
-        0, 0, BITS, UNSIGNED, DROPPED, WIDE, RECORD,
+        (out, row_stride, inner_stride, column_stride, inner), (out, 0, 0),
+        0, 0, BITS, UNSIGNED, DROPPED, WIDE, 0,
     )  # fmt: skip
 
 

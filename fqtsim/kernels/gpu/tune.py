@@ -66,9 +66,9 @@ def is_open(key: Key, tiles: Sequence[Tile]) -> bool:
 
 
 def run(
-    key: Key, tiles: Sequence[Tile], form: Callable[[Tile], torch.Tensor], record: torch.Tensor | None = None
+    key: Key, tiles: Sequence[Tile], form: Callable[[Tile], torch.Tensor], kept: Sequence[torch.Tensor] = ()
 ) -> torch.Tensor:
-    """Return form(tile) of the fastest tile; `record` is what a form also adds to, once per call.
+    """Return form(tile) of the fastest tile; `kept` is what a form also adds to, once per call.
 
     Raises RuntimeError where two forms give different bits, or none fits the device.
     """
@@ -77,11 +77,11 @@ def run(
         return form(chosen)
     if not is_open(key, tiles):
         return form(tiles[0])
-    kept = None if record is None else record.clone()
+    before = [one.clone() for one in kept]
     TIMINGS[key] = _measured(key, tiles, form)
     _chosen[key] = min(TIMINGS[key], key=TIMINGS[key].__getitem__)
-    if record is not None and kept is not None:
-        record.copy_(kept)
+    for one, as_it_was in zip(kept, before, strict=True):
+        one.copy_(as_it_was)
     return form(_chosen[key])
 
 
