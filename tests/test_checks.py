@@ -86,8 +86,7 @@ def test_freivalds_sees_every_single_wrong_output(bit: int) -> None:
     assert abs(float(error.found) - float(error.expected)) / step == pytest.approx(1 << bit, rel=0.01)
     assert "step 1, layer '1', fprop, row 3, column 2: emulator has" in str(error)
     assert trainer.digest().hex == before
-    assert not trainer.net.observers
-    assert not trainer.net.watchers
+    assert trainer.net.checks is None
 
 
 def test_a_full_sample_sees_it_too_and_a_small_one_after_some_steps() -> None:
@@ -211,7 +210,7 @@ def test_every_wrapping_gemm_of_every_layer_is_summed(backend: Any, narrow: bool
     checker = Checker(trainer.net, Checks(freivalds=1.0))
     one_step(trainer, checker)
     assert checker.counts.products == checker.counts.wrapping == 3 * (1 + 4 + 2 + 1) - 1
-    assert trainer.net.checksum_for is None
+    assert trainer.net.checks is None
     assert narrow == any(row["altered"] for row in trainer.net.report())
 
 

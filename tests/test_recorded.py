@@ -13,6 +13,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ from fqtsim.errors import BackendRefused, InputError, TrainingStopped
 from fqtsim.hw.load import load_hardware
 from fqtsim.kernels.gpu.launch import has_triton, through_interpreter
 from fqtsim.models import build_model
+from fqtsim.train import on_device
+from fqtsim.train.check_report import parse_checks
+from fqtsim.train.checks import Checker, CheckFailed
 
 DATA = load_dataset("digits")
 WRAP, SATURATE, TREE = "int8_acc32_wrap", "int8_acc24_saturate", "int8_acc20_tree4"
@@ -81,11 +85,12 @@ def trainer_of(model: str, recipe: str, hardware: str, backend: Any) -> fqtsim.T
     return fqtsim.Trainer(net, RULE, COSINE, total_steps=9)
 
 
-def train(trainer: fqtsim.Trainer, batches: list[int]) -> list[float]:
+def train(trainer: fqtsim.Trainer, batches: list[int], checker: Checker | None = None) -> list[float]:
     losses = []
     for size in batches:
         x, y = training_batch(DATA, 0, trainer.step_index, size)
-        losses.append(trainer.step(torch.from_numpy(x), torch.from_numpy(y)))
+        with nullcontext() if checker is None else checker.watching():
+            losses.append(trainer.step(torch.from_numpy(x), torch.from_numpy(y)))
     return losses
 
 
@@ -113,6 +118,44 @@ def test_replays_are_the_steps_they_were_recorded_from(model: str, recipe: str, 
     assert train(ours, [8]) == train(theirs, [8])
     assert outcome(ours)[:3] == outcome(theirs)[:3]
     assert recorder.replayed == 7
+
+
+def checked(trainer: fqtsim.Trainer, asked: str) -> Checker:
+    return Checker(trainer.net, parse_checks(asked))
+
+
+def test_checked_steps_are_replayed_and_a_wrong_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, theirs = Recorder(), trainer_of("dropout", "psq5", WRAP, "emulator")
+    ours = trainer_of("dropout", "psq5", WRAP, device(DeviceNative, recorder))
+    checker, other = checked(ours, "freivalds"), checked(theirs, "freivalds")
+    sizes = [8, 8, 8, 5, 8]
+    assert train(ours, sizes, checker) == train(theirs, sizes, other)
+    assert outcome(ours) == outcome(theirs)
+    assert (ours.replayed_steps, recorder.recorded) == (2, 1)
+    assert checker.report() == other.report()
+    assert checker.counts.products == checker.counts.gemms == 5 * (2 + 3)
+    # An unchecked step is another program, which goes on from the same state.
+    assert train(ours, [8, 8, 8]) == train(theirs, [8, 8, 8])
+    assert (ours.replayed_steps, recorder.recorded) == (3, 2)
+    honest = on_device.convolution.conv_wgrad
+
+    def wrong(x: torch.Tensor, *rest: Any, **settings: Any) -> torch.Tensor:
+        x = x.clone()
+        x[2, 0, 4, 4] ^= 1
+        return honest(x, *rest, **settings)
+
+    monkeypatch.setattr(on_device.convolution, "conv_wgrad", wrong)
+    train(ours, [8])
+    # Seen by the look of whoever looks, in a step that was recorded while the kernel was right.
+    with pytest.raises(CheckFailed, match=r"step 10, layer 'conv', wgrad, "):
+        train(ours, [8], checker)
+
+
+@pytest.mark.parametrize("asked", ["sample:0.5", "freivalds:0.5", "freivalds,sample:0.1"])
+def test_a_check_of_a_share_is_another_one_every_step(asked: str) -> None:
+    trainer = trainer_of("mlp", "psq5", WRAP, device(DeviceNative, Recorder()))
+    train(trainer, [8, 8, 8], checked(trainer, asked))
+    assert not trainer.replayed_steps
 
 
 def test_what_stops_a_replayed_step_is_named_and_leaves_the_state(tmp_path: Any) -> None:
@@ -327,7 +370,10 @@ class Unreadable(DeviceEmulator):
         ("cnn", "psq5", "int8_acc16_saturate"),
     ],
 )  # fmt: skip
-def test_no_number_of_a_step_is_read_and_every_step_is_the_same_program(model: str, recipe: str, hardware: str) -> None:
+@pytest.mark.parametrize("asked", ["", "freivalds"])
+def test_no_number_of_a_step_is_read_and_every_step_is_the_same_program(
+    model: str, recipe: str, hardware: str, asked: str
+) -> None:
     """By torch operations. A CUDA graph of a step with a number of the host in it would repeat that number for ever."""
     trainer = trainer_of(model, recipe, hardware, DeviceEmulator("cpu"))
     logs = []
@@ -350,8 +396,14 @@ def test_no_number_of_a_step_is_read_and_every_step_is_the_same_program(model: s
             trainer.net.step_index, run.clock = step, clock
             p.recording = step > 0  # what comes from the host once is kept
             trainer.net.forget_backward()
-            with p.faults.recording(), Log() as log:
+            checker = checked(trainer, asked) if asked else None
+            trainer.net.checks = checker
+            with p.faults.recording(), Log() as log, nullcontext() if checker is None else checker.apart() as found:
                 trainer.next_state(x, labels, rate)
+            if found is not None:
+                assert len(found.checks) == found.counts.products == found.counts.wrapping
+                assert bool(found.tensors()) == bool(found.checks)
+                assert hardware != WRAP or len(found.checks) == found.counts.gemms
             trainer.net.end_step()
             logs.append(log.calls)
     assert len(logs[1]) > 500
@@ -359,7 +411,10 @@ def test_no_number_of_a_step_is_read_and_every_step_is_the_same_program(model: s
 
 
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed")
-def test_fused_kernels_are_launched_with_the_same_numbers_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", ["", "freivalds"])
+def test_fused_kernels_are_launched_with_the_same_numbers_every_step(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from triton.runtime.interpreter import InterpretedFunction
 
     launches: list[str] = []
@@ -375,13 +430,15 @@ def test_fused_kernels_are_launched_with_the_same_numbers_every_step(monkeypatch
     recorder, logs = Recorder(), []
     ours = trainer_of("dropout", "bhq5", WRAP, device(DeviceNative, recorder))
     theirs = trainer_of("dropout", "bhq5", WRAP, "emulator")
+    checker = checked(ours, asked) if asked else None
     with through_interpreter(), np.errstate(all="ignore"):  # NumPy stands in for the device, and warns
         for size in (3, 3, 3):
             launches.clear()
-            train(ours, [size])
+            train(ours, [size], checker)
             logs.append(list(launches))
     train(theirs, [3, 3, 3])
     assert outcome(ours) == outcome(theirs)
+    assert checker is None or checker.counts.products == 3 * 5
     assert (recorder.recorded, recorder.replayed) == (1, 2)
     # Recording, its replay and the next one: three runs of one program.
     count = len(logs[2])

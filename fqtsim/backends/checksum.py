@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from fqtsim.backends.base import Array
 from fqtsim.kernels import freivalds
 
 
@@ -39,12 +38,6 @@ class RowWords:
         from fqtsim.kernels.gpu.freivalds import as_words
 
         return as_words(words)
-
-    def on(self, device: str) -> RowWords:
-        """Return the same words as tensors of a device."""
-        from fqtsim.kernels.gpu.freivalds import moved
-
-        return RowWords(moved(self.outer, device), moved(self.inner, device))
 
 
 @dataclass
@@ -73,8 +66,16 @@ class Checksum:
         return joined(self.sums) - expected
 
 
-def row_words(words: Array, outer: int, inner: int) -> RowWords:
-    """Return row words made of uint32 words (2 * (outer + inner),); the first of both rows is odd throughout."""
-    pairs = words.reshape(2, outer + inner).copy()
-    pairs[0] |= np.uint32(1)
-    return RowWords(np.ascontiguousarray(pairs[:, :outer]), np.ascontiguousarray(pairs[:, outer:]))
+def row_words(words: Any, outer: int, inner: int) -> RowWords:
+    """Return row words made of words (2 * (outer + inner),), of which the first row is odd throughout.
+
+    words: uint32 of NumPy, or an int32 tensor.
+    """
+    pairs = words.reshape(2, outer + inner)
+    if isinstance(words, np.ndarray):
+        pairs = np.stack((pairs[0] | np.uint32(1), pairs[1]))
+        return RowWords(*(np.ascontiguousarray(part) for part in (pairs[:, :outer], pairs[:, outer:])))
+    from fqtsim.kernels.gpu.freivalds import first_odd
+
+    pairs = first_odd(pairs)
+    return RowWords(pairs[:, :outer].contiguous(), pairs[:, outer:].contiguous())

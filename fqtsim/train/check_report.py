@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,11 @@ class Counts:
     #: GEMMs whose accumulator wraps, and those that got a Freivalds check.
     wrapping: int = 0
     products: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add what others have counted."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
 def check_report(checks: Checks, counts: Counts) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,6 +111,38 @@ def wrapping_bits(datapath: Datapath) -> int | None:
     return last.bits
 
 
+Check = Callable[[int], None]
+"""Raises CheckFailed where something is wrong; told the step's index."""
+
+
+class _Waiting(NamedTuple):
+    """What is to be looked at when a step is done."""
+
+    step: int
+    #: bool (n,), a tensor: which of n checks have something to say; None where they must look.
+    wrong: torch.Tensor | None
+    checks: list[Check]
+
+
+@dataclass
+class Found:
+    """What the checks of a recorded step find, and a replay of it again."""
+
+    counts: Counts
+    wrong: torch.Tensor | None = None
+    checks: list[Check] = field(default_factory=list)
+
+    def add(self, waiting: list[_Waiting]) -> None:
+        """Take what waits. Nothing of it must need to be looked at."""
+        if waiting:
+            self.wrong = torch.cat([one.wrong for one in waiting if one.wrong is not None])
+            self.checks = [check for one in waiting for check in one.checks]
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return what a replay computes anew."""
+        return [] if self.wrong is None else [self.wrong]
+
+
 class Checker:
     """The checks of one run. Attach it to a network for the length of each training step with `watching`."""
 
@@ -125,8 +158,8 @@ class Checker:
         self.net, self.checks, self.counts = net, checks, Counts()
         #: Layers' products in the order in which a step meets them: random words depend on the place.
         self._numbers: dict[tuple[str, str], int] = {}
-        self._pending: list[Callable[[], None]] = []
-        self._held = 0
+        self._waiting: list[_Waiting] = []
+        self._held, self._is_apart = 0, False
         #: This step's words, of which each says who has a turn.
         self._turns: list[int] = []
 
@@ -134,17 +167,41 @@ class Checker:
     def watching(self) -> Iterator[None]:
         """Check every GEMM of one training step. Raises CheckFailed, at the GEMM or at the end."""
         self._held = 0
-        self._pending.clear()
+        self._waiting.clear()
         self._turns.clear()
-        self.net.watchers.append(self.watch)
-        self.net.checksum_for = self.checksum if self.checks.freivalds is not None else None
+        self.net.checks = self
         try:
             yield
         finally:
-            self.net.watchers.remove(self.watch)
-            self.net.checksum_for = None
+            self.net.checks = None
         self._settle()
         self.counts.steps += 1
+
+    # ---- a step that is recorded ----
+
+    @property
+    def recordable(self) -> bool:
+        """Whether every step does the same: a share of outputs or of GEMMs is another one in each step."""
+        return self.checks.sample is None and self.checks.freivalds == 1
+
+    @contextmanager
+    def apart(self) -> Iterator[Found]:
+        """Collect what a step finds in a thing of its own, without waiting for the device."""
+        kept, found = (self.counts, self._waiting, self._held), Found(Counts())
+        self.counts, self._waiting, self._is_apart = found.counts, [], True
+        try:
+            yield found
+            found.add(self._waiting)
+        finally:
+            (self.counts, self._waiting, self._held), self._is_apart = kept, False
+
+    def merge(self, found: Found) -> None:
+        """Take what a recorded step, or a replay of it, has found, to be looked at when the step is done."""
+        self.counts.add(found.counts)
+        if found.wrong is not None:
+            self._waiting.append(_Waiting(self.net.step_index, found.wrong, found.checks))
+
+    # ---- every product ----
 
     def watch(self, product: Product) -> None:
         """Count one product of a layer and check it, now or at the end of the step."""
@@ -157,7 +214,7 @@ class Checker:
             return
         if product.gemm.checksum is not None:
             self.counts.products += product.groups
-            self._do(self._freivalds(product, product.gemm.checksum), product)
+            self._freivalds(product, product.gemm.checksum)
         if self.checks.sample is not None:
             self._sample(product, self.checks.sample)
 
@@ -202,16 +259,17 @@ class Checker:
         groups, rows, cols = (
             -(-count // each) for count, each in ((product.groups, group_stride), (m, row_stride), (n, col_stride))
         )
-        words = self._words(product.gemm.layer, product.gemm.name, CHECK_SAMPLE, groups * (1 + rows + cols))
+        seed, stream, count = self._seed(*product.names), stream_id(0, CHECK_SAMPLE), groups * (1 + rows + cols)
+        words = DEFAULT_PRIMITIVES.random_words(seed, stream, self.net.step_index, count)
         own = words[groups:].reshape(groups, rows + cols)
         for group, drawn in zip(_strata(product.groups, words[:groups]), own, strict=True):
             yield int(group), _strata(m, drawn[:rows]), _strata(n, drawn[rows:])
 
-    def _sampled(self, product: Product, group: int, rows: Array, cols: Array) -> Callable[[], None]:
+    def _sampled(self, product: Product, group: int, rows: Array, cols: Array) -> Check:
         """Gather a part of a product; return what recomputes it."""
-        step, gathered = self.net.step_index, product.part(group, rows, cols)
+        gathered = product.part(group, rows, cols)
 
-        def check() -> None:
+        def check(step: int) -> None:
             part = gathered.on_host()
             expected, wrong = _recomputed(part, product.datapath)
             if wrong.any():
@@ -228,23 +286,27 @@ class Checker:
         share = self.checks.freivalds or 0.0
         if wrapping_bits(datapath) is None or not share:
             return None
-        drawn = self._words(layer, gemm, CHECK_FREIVALDS, 1 + 2 * sum(shape))
-        if share < 1 and int(drawn[0]) >= share * 2**32:
-            return None
-        words, backend = row_words(drawn[1:], *shape), self.net.backend
-        return Checksum(words.on(backend.device) if backend.primitives.on_device else words)
+        seed, stream = self._seed(layer, gemm), stream_id(0, CHECK_FREIVALDS)
+        if share < 1:
+            chance = DEFAULT_PRIMITIVES.random_words(seed, stream, self.net.step_index, 1)
+            if int(chance[0]) >= share * 2**32:
+                return None
+        primitives, count = self.net.backend.primitives, 2 * sum(shape)
+        return Checksum(row_words(primitives.random_words(seed, stream, self.net.draw_index, 1 + count)[1:], *shape))
 
-    def _freivalds(self, product: Product, checksum: Checksum) -> Callable[[], None]:
-        """Find what the codes must sum to; return what compares it."""
-        step, unused = self.net.step_index, 32 - (wrapping_bits(product.datapath) or 32)
-        differences = checksum.difference(expected_sums(product, checksum.words))
+    def _freivalds(self, product: Product, checksum: Checksum) -> None:
+        """Compare what the codes sum to with what they must."""
+        unused = 32 - (wrapping_bits(product.datapath) or 32)
+        difference = checksum.difference(expected_sums(product, checksum.words))
 
-        def check() -> None:
-            wrong = np.flatnonzero((_words32(differences) << np.uint32(unused)).any(axis=0))
+        def check(step: int) -> None:
+            words = difference.cpu().numpy().astype(np.uint32) if waits else difference
+            wrong = np.flatnonzero((words << np.uint32(unused)).any(axis=0))
             if wrong.size:
                 raise self._first_wrong(product, *divmod(int(wrong[0]), product.shape[1]), step)
 
-        return check
+        waits = isinstance(difference, torch.Tensor)
+        self._do(check, product, (difference << (32 + unused)).any().reshape(1) if waits else None)
 
     def _first_wrong(self, product: Product, group: int, col: int, step: int) -> CheckFailed:
         """Return what says which number of a wrong column is the first one that differs."""
@@ -281,25 +343,28 @@ class Checker:
     def _number(self, layer: str, gemm: str) -> int:
         return self._numbers.setdefault((layer, gemm), len(self._numbers))
 
-    def _words(self, layer: str, gemm: str, port: int, count: int) -> Array:
-        seed = (self.net.seed ^ (_GOLDEN * (self._number(layer, gemm) + 1))) & ((1 << 64) - 1)
-        return DEFAULT_PRIMITIVES.random_words(seed, stream_id(0, port), self.net.step_index, count)
+    def _seed(self, layer: str, gemm: str) -> int:
+        return (self.net.seed ^ (_GOLDEN * (self._number(layer, gemm) + 1))) & ((1 << 64) - 1)
 
-    def _do(self, check: Callable[[], None], product: Product) -> None:
-        """Check now, or once the step is done, on a device; what may wait there is bounded."""
+    def _do(self, check: Check, product: Product, wrong: torch.Tensor | None = None) -> None:
+        """Check now, or once the step is done, on a device; what may wait there is bounded, unless it is recorded."""
         if not isinstance(product.out, torch.Tensor):
-            check()
+            check(self.net.step_index)
             return
-        self._pending.append(check)
+        self._waiting.append(_Waiting(self.net.step_index, wrong, [check]))
         self._held += sum(x.numel() * x.element_size() for x in (product.a.codes, product.b.codes, product.out))
-        if self._held > HELD_BYTES:
+        if self._held > HELD_BYTES and not self._is_apart:
             self._settle()
 
     def _settle(self) -> None:
-        for check in self._pending:
-            check()
-        self._pending.clear()
-        self._held = 0
+        """Look at what waits, after one look at all that a device has compared by itself."""
+        waiting, self._waiting, self._held = self._waiting, [], 0
+        told = [one.wrong for one in waiting if one.wrong is not None]
+        wrong = iter(torch.cat(told).tolist() if told else ())
+        for one in waiting:
+            for check in one.checks:
+                if one.wrong is None or next(wrong):
+                    check(one.step)
 
     def report(self) -> dict[str, Any]:
         """Return counts and detection probabilities, as events.json keeps them."""
@@ -329,7 +394,3 @@ def _recomputed(part: Part, datapath: Datapath) -> tuple[Array, Array]:
     codes = stepwise_codes(part.a, part.b, lowered, None)
     expected = scaled(codes, part, datapath.dropped_bits)
     return expected, part.found.view(np.int32) != expected.view(np.int32)
-
-
-def _words32(x: Any) -> Array:
-    return x.cpu().numpy().astype(np.uint32) if isinstance(x, torch.Tensor) else x

@@ -145,8 +145,8 @@ class GemmLayer(Layer):
             return decoded(a.values()), decoded(b.values()), Gemm(self.name, name, path, self.run)
         left = encoded(a.tensor, path.a_format, path.zero_point)
         right = encoded(b.tensor, path.b_format, path.zero_point).with_rows_at(b.axis)
-        ask = self.run.checksum_for
-        checksum = None if ask is None else ask(self.name, name, path, self._row_shape(name, left, shape))
+        checks, rows = self.run.checks, self._row_shape(name, left, shape)
+        checksum = None if checks is None else checks.checksum(self.name, name, path, rows)
         return left, right, Gemm(self.name, name, path, self.run, checksum)
 
     def compute(self, *x: Array) -> tuple[Array, Any]:
@@ -196,10 +196,13 @@ class GemmLayer(Layer):
 
     def _shown(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...] = ()) -> Array:
         """Return a product of codes, `out`, after whoever watches has seen it; shape: that of the input, for dgrad."""
-        if self.run.watchers and a.step is not None and b.step is not None:
+        run = self.run
+        if (run.watchers or run.checks) and a.step is not None and b.step is not None:
             product = self._product(a, b, gemm, out, shape)
-            for watch in self.run.watchers:
+            for watch in run.watchers:
                 watch(product)
+            if run.checks is not None:
+                run.checks.watch(product)
         return out
 
     def _product(self, a: Operand, b: Operand, gemm: Gemm, out: Array, shape: tuple[int, ...]) -> Product:

@@ -15,7 +15,7 @@ from fqtsim.hw.spec import Hardware
 from fqtsim.recipe.spec import Recipe
 from fqtsim.train.layer import Layer
 from fqtsim.train.layers import BatchNorm
-from fqtsim.train.run import ChecksumFor, Observer, Run
+from fqtsim.train.run import Observer, Run, Watching
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,18 @@ class FQTModule(torch.nn.Module):
         return self._run.watchers
 
     @property
-    def checksum_for(self) -> ChecksumFor | None:
-        """What says which GEMMs of layers sum their codes, and with which words (fqtsim.train.run); None: no sums."""
-        return self._run.checksum_for
+    def checks(self) -> Watching | None:
+        """Who checks the products of the present step, if anybody does."""
+        return self._run.checks
 
-    @checksum_for.setter
-    def checksum_for(self, ask: ChecksumFor | None) -> None:
-        self._run.checksum_for = ask
+    @checks.setter
+    def checks(self, checks: Watching | None) -> None:
+        self._run.checks = checks
+
+    @property
+    def draw_index(self) -> Any:
+        """What selects the random words of the present step: its index, or a device's tensor that holds it."""
+        return self._run.draw_index
 
     @property
     def trace(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -55,12 +56,15 @@ class _Outcome:
     ties: Any
     clamps: list[Any]
     counted: Counted | None
+    #: What the checks of the step found, where somebody checks it.
+    checked: Any
     sites: list[str]
 
     def tensors(self) -> list[torch.Tensor]:
         """Return everything that two runs of one step must agree in, beside the running statistics."""
         counts = [] if self.counted is None else [self.counted.counts]
         numbers = [x for x in (self.ties, *self.clamps) if isinstance(x, torch.Tensor)]
+        numbers += [] if self.checked is None else self.checked.tensors()
         return [self.state.loss, *self.state.parameters.values(), *self.state.momentum.values(), *numbers, *counts]
 
 
@@ -128,6 +132,8 @@ class RecordedSteps:
         net = self.net
         if self._refused or net.observers or net.watchers or net.trace or not net.training or _has_hooks(net):
             return None
+        if net.checks is not None and not net.checks.recordable:
+            return None
         if not isinstance(x, torch.Tensor) or x.dtype != torch.float32:
             return None  # the step itself says what is wrong
         key = self._key(x, labels)
@@ -154,7 +160,8 @@ class RecordedSteps:
         needed = tuple(parameter.requires_grad for parameter in self.net.parameters())
         rule = repr((trainer.sgd.settings, sorted(trainer.sgd.exempt), trainer.label_smoothing))
         layers = tuple(map(_settings, self.net.modules()))
-        return tuple(x.shape), x.stride(), labels.shape, memory, needed, self.net.seed, layers, rule
+        checks = _Same(self.net.checks)
+        return tuple(x.shape), x.stride(), labels.shape, memory, needed, self.net.seed, layers, rule, checks
 
     def _layers(self) -> list[GemmLayer]:
         return [layer for layer in self.net.modules() if isinstance(layer, GemmLayer)]
@@ -234,11 +241,12 @@ class RecordedSteps:
 
         p: Any = self.backend.primitives
         try:
-            with p.faults.recording() as sites:
+            apart = nullcontext() if run.checks is None else run.checks.apart()
+            with p.faults.recording() as sites, apart as checked:
                 state = trainer.next_state(inputs.x, inputs.labels, inputs.rate, told)
             return _Outcome(
                 state, shapes[0], run.ties, [layer.activation_clamps_so_far for layer in layers], run.tally.take(),
-                sites,
+                checked, sites,
             )  # fmt: skip
         finally:
             run.ties, clamps, run.tally = kept
@@ -251,6 +259,8 @@ class RecordedSteps:
         run.ties = run.ties + outcome.ties
         for layer, clamps in zip(self._layers(), outcome.clamps, strict=True):
             layer.activation_clamps_so_far = layer.activation_clamps_so_far + clamps
+        if run.checks is not None:
+            run.checks.merge(outcome.checked)
         if outcome.counted is not None:
             run.tally.end_step()  # what an evaluation left comes before
             run.tally.merge(outcome.counted)

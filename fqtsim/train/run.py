@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from fqtsim.backends.base import Backend, Events, GemmResult
 from fqtsim.backends.checksum import Checksum
@@ -16,8 +17,25 @@ from fqtsim.train.tally import Entry, Tally
 Observer = Callable[[str, str, Array, Array, Datapath, Any, GemmResult], None]
 """Called after every GEMM as (layer, gemm, a, b, datapath, c, result), a and b exactly as the backend got them."""
 
-ChecksumFor = Callable[[str, str, Datapath, tuple[int, int]], Checksum | None]
-"""Called before every GEMM as (layer, gemm, datapath, row shape); returns what takes the sums of its codes, or None."""
+
+class Watching(Protocol):
+    """Who checks the products of a step: fqtsim.train.checks.Checker."""
+
+    @property
+    def recordable(self) -> bool:
+        """Whether every step does the same, so that a recorded one may be replayed."""
+
+    def checksum(self, layer: str, gemm: str, datapath: Datapath, shape: tuple[int, int]) -> Checksum | None:
+        """Return what takes the sums of the codes of a GEMM whose rows count `shape` (RowWords), or None."""
+
+    def watch(self, product: Any) -> None:
+        """See a product of a layer (products.Product), whatever kernel made it."""
+
+    def apart(self) -> AbstractContextManager[Any]:
+        """Collect what is found for a while in a thing of its own, which has `tensors()`; `merge` takes that."""
+
+    def merge(self, found: Any) -> None:
+        """Take what a step has found."""
 
 
 def bits_needed(minimum: int, maximum: int) -> int:
@@ -85,7 +103,8 @@ class Run:
     observers: list[Observer] = field(default_factory=list)
     #: Called with every layer's product (products.Product), whatever kernel made it.
     watchers: list[Callable[[Any], None]] = field(default_factory=list)
-    checksum_for: ChecksumFor | None = None
+    #: Who checks this step, if anybody does.
+    checks: Watching | None = None
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     #: Ties that quantizers with a rounding to nearest met since the last reset; an integer, or a tensor on a device.
     ties: Any = 0

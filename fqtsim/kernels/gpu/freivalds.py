@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 
 MASK = 0xFFFFFFFF
@@ -13,9 +11,9 @@ MOST_TERMS, MOST_ELEMENTS = 1 << 20, 1 << 24
 """Rows that one float64 product sums, and codes that are float64 at a time."""
 
 
-def moved(words: np.ndarray[Any, Any], device: str) -> torch.Tensor:
-    """Return uint32 words as int32 on a device."""
-    return torch.from_numpy(words.view(np.int32)).to(device)
+def first_odd(pairs: torch.Tensor) -> torch.Tensor:
+    """Return integers (2, n), of which those of the first row become odd."""
+    return torch.stack((pairs[0] | 1, pairs[1]))
 
 
 def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
