@@ -156,13 +156,35 @@ def elements() -> Iterator[Callable[[], Any]]:
                 yield lambda call=call: quantize.quantize(*call)
 
 
+def sums() -> Iterator[Callable[[], Any]]:
+    """Yield what Freivalds' check sums: of codes and of words, of convolutions with and without holes."""
+    from fqtsim.kernels.gpu import freivalds
+    from fqtsim.train.geometry import Window
+    from fqtsim.train.lowering import backward_walk, forward_walk
+    from fqtsim.train.products import ONE
+
+    for rows, columns in ((128, 3000), (1, 1), (5, 1), (131072, 16)):
+        for kind in (torch.int8, torch.uint8, torch.int32):
+            matrix, weights = codes(1, 1, kind=kind).expand(rows, columns), codes(2, rows, kind=torch.int32)
+            yield lambda w=weights, m=matrix: freivalds.combine(w, m)
+            yield lambda w=weights, m=matrix: freivalds.combine_rows(w, m.t())
+    for window, size, channels in ((Window((3, 3), (2, 1), (1, 1), (1, 1)), (9, 8), 5), (ONE, (1, 1), 1)):
+        for walk in (forward_walk(window, size), backward_walk(window, size)):
+            source = size if walk.hole == (1, 1) else window.positions(size)
+            outputs, taps = math.prod(walk.outputs), math.prod(walk.taps)
+            images, fill = codes(2, *source, channels, kind=torch.int32), codes(2, 1, kind=torch.int32)
+            words = codes(2, outputs, kind=torch.int32), codes(2, taps, kind=torch.int32)
+            yield lambda i=images, f=fill, k=walk, w=words: freivalds.tap_sums(i, f[:, 0], k, w[0])
+            yield lambda i=images, f=fill, k=walk, w=words: freivalds.patch_sums(i[:, None].contiguous(), f, k, w[1])
+
+
 def main() -> None:
     from fqtsim.kernels.gpu.launch import through_interpreter
 
     JITFunction.run = launched  # type: ignore[method-assign]
     zeros_for_empty()
     with through_interpreter():
-        for section in (products, datapaths, elements):
+        for section in (products, datapaths, elements, sums):
             for call in section():
                 call()
     for row in FOUND.values():

@@ -69,8 +69,8 @@ def test_combinations_are_exact_modulo_2_to_the_32(matrix: Any) -> None:
     expected = (weights.astype(object) @ codes.astype(object) % 2**32).astype(np.uint32)
     assert np.array_equal(freivalds.combine(weights, codes), expected)
     assert np.array_equal(freivalds.combine_rows(weights, np.ascontiguousarray(codes.T)), expected)
-    words = torch.from_numpy(weights.astype(np.int64))
-    assert np.array_equal(on_device.combine(words, torch.from_numpy(codes)).numpy(), expected.astype(np.int64))
+    words, tensor = torch.from_numpy(weights.view(np.int32)), torch.from_numpy(codes)
+    assert np.array_equal(on_device.combine(words, tensor).numpy().view(np.uint32), expected)
 
 
 @pytest.mark.parametrize("bit", [0, 7, 30, 31])

@@ -87,8 +87,8 @@ def sums_agree(product: Product, seen: Seen, rng: np.random.Generator) -> None:
     expected = np.concatenate([flat @ one % (1 << 32) for one in products], axis=1).astype(np.uint32)
     assert np.array_equal(expected_sums(product, words), expected)
     if product.a.offset is None and product.b.offset is None:
-        tensors = row_words(torch.from_numpy(drawn.view(np.int32)), outer, m // outer)
-        assert np.array_equal(expected_sums(on_device(product), tensors).numpy(), expected)
+        tensors = row_words(torch.from_numpy(drawn.copy().view(np.int32)), outer, m // outer)
+        assert np.array_equal(expected_sums(on_device(product), tensors).numpy().view(np.uint32), expected)
 
 
 def shifted(rng: np.random.Generator, operand: Operand, wanted: bool) -> Operand:

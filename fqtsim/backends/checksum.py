@@ -31,13 +31,8 @@ class RowWords:
 
     @cached_property
     def flat(self) -> Any:
-        """uint32 (2, R * S), on a device int64."""
-        words = (self.outer[:, :, None] * self.inner[:, None, :]).reshape(2, -1)
-        if isinstance(words, np.ndarray):
-            return words
-        from fqtsim.kernels.gpu.freivalds import as_words
-
-        return as_words(words)
+        """uint32 (2, R * S), on a device int32."""
+        return (self.outer[:, :, None] * self.inner[:, None, :]).reshape(2, -1)
 
 
 @dataclass
@@ -45,7 +40,7 @@ class Checksum:
     """What the codes of a GEMM, or those of each group, sum to."""
 
     words: RowWords
-    #: uint32 (2, N) of each group, in order; on a device integer tensors, which count modulo 2**32.
+    #: uint32 (2, N) of each group, in order; on a device int32 tensors.
     sums: list[Any] = field(default_factory=list)
 
     def add(self, codes: Any) -> None:
@@ -58,24 +53,20 @@ class Checksum:
         self.sums.append(combine(self.words.flat, codes))
 
     def difference(self, expected: Any) -> Any:
-        """Return the sums of all groups less what is expected, (2, G * N), modulo 2**32 or 2**64."""
+        """Return the sums of all groups less what is expected, (2, G * N), as those are."""
         if isinstance(expected, np.ndarray):
             return np.concatenate(self.sums, axis=1) - expected
-        from fqtsim.kernels.gpu.freivalds import joined
+        from fqtsim.kernels.gpu.freivalds import beside
 
-        return joined(self.sums) - expected
+        return beside(self.sums) - expected
 
 
 def row_words(words: Any, outer: int, inner: int) -> RowWords:
-    """Return row words made of words (2 * (outer + inner),), of which the first row is odd throughout.
+    """Return row words made of words (2 * (outer + inner),), of which the first row becomes odd throughout, in place.
 
     words: uint32 of NumPy, or an int32 tensor.
     """
-    pairs = words.reshape(2, outer + inner)
-    if isinstance(words, np.ndarray):
-        pairs = np.stack((pairs[0] | np.uint32(1), pairs[1]))
-        return RowWords(*(np.ascontiguousarray(part) for part in (pairs[:, :outer], pairs[:, outer:])))
-    from fqtsim.kernels.gpu.freivalds import first_odd
-
-    pairs = first_odd(pairs)
-    return RowWords(pairs[:, :outer].contiguous(), pairs[:, outer:].contiguous())
+    parts = words[: 2 * outer].reshape(2, outer), words[2 * outer :].reshape(2, inner)
+    for part in parts:
+        part[0] |= 1
+    return RowWords(*parts)

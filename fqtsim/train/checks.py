@@ -300,13 +300,13 @@ class Checker:
         difference = checksum.difference(expected_sums(product, checksum.words))
 
         def check(step: int) -> None:
-            words = difference.cpu().numpy().astype(np.uint32) if waits else difference
+            words = difference.cpu().numpy().view(np.uint32) if waits else difference
             wrong = np.flatnonzero((words << np.uint32(unused)).any(axis=0))
             if wrong.size:
                 raise self._first_wrong(product, *divmod(int(wrong[0]), product.shape[1]), step)
 
         waits = isinstance(difference, torch.Tensor)
-        self._do(check, product, (difference << (32 + unused)).any().reshape(1) if waits else None)
+        self._do(check, product, (difference << unused).any().reshape(1) if waits else None)
 
     def _first_wrong(self, product: Product, group: int, col: int, step: int) -> CheckFailed:
         """Return what says which number of a wrong column is the first one that differs."""

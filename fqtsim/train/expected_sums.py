@@ -17,9 +17,8 @@ from fqtsim.backends.checksum import RowWords
 from fqtsim.backends.direct import Walk
 from fqtsim.kernels import freivalds
 from fqtsim.kernels.gpu import freivalds as on_device
-from fqtsim.kernels.gpu.freivalds import as_words
 from fqtsim.train.operands import Array, Operand
-from fqtsim.train.products import ConvGradient, ConvImages, ConvProduct, LinearGradient, Product
+from fqtsim.train.products import ConvGradient, ConvImages, LinearGradient, Product
 
 
 def expected_sums(product: Product, words: RowWords) -> Array:
@@ -79,48 +78,28 @@ def _gradient(product: ConvGradient, words: RowWords) -> Array:
     )
 
 
-def _met(product: ConvProduct, images: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
-    """Return what outputs meet of images (B, H, W, C): (B, OH, KH, OW, KW, C); fill (B,) where there is none."""
-    walk, (height, width) = product.walk, images.shape[1:3]
-    padded = fill.reshape(-1, 1, 1, 1).repeat(1, height + 1, width + 1, images.shape[3])
-    padded[:, :height, :width] = images
-    for axis, size in ((0, height), (1, width)):
-        outputs, taps = (torch.arange(pair[axis], device=images.device) for pair in (walk.outputs, walk.taps))
-        places = product.along(axis, outputs[:, None], taps)
-        index = torch.where(places.met, places.place, size).reshape(-1)
-        padded = padded.index_select(1 + axis, index)
-    shape = (walk.outputs[0], walk.taps[0], walk.outputs[1], walk.taps[1])
-    return padded.reshape(len(images), *shape, -1)
-
-
 def _zeros(operand: Operand, samples: int) -> torch.Tensor:
-    zeros: torch.Tensor = operand.zero_point.reshape(-1).expand(samples)
+    """Return the code of real zero of each sample, (N, 1)."""
+    zeros: torch.Tensor = operand.zero_point.reshape(-1, 1).expand(samples, 1)
     return zeros
 
 
 def _image_tensors(product: ConvImages, words: RowWords) -> torch.Tensor:
-    codes, groups, (height, width) = product.a.codes.permute(0, 2, 3, 1), product.groups, product.walk.outputs
+    codes, groups = product.a.codes.permute(0, 2, 3, 1), product.groups
     samples, channels = codes.shape[0], codes.shape[3]
-    outer, inner = as_words(words.outer), as_words(words.inner)
-    images = on_device.combine(outer, codes.reshape(samples, -1)).reshape(2, *codes.shape[1:])
-    fill = (outer * _zeros(product.a, samples)).sum(1)
-    # Products and sums of int64 wrap modulo 2**64, of which 2**32 is a divisor.
-    met = _met(product, images, fill) * inner.reshape(2, height, 1, width, 1, 1)
-    met = as_words(met.sum((1, 3))).reshape(2, -1, groups, channels // groups)
-    weights = _weights(product)
+    images = on_device.combine(words.outer, codes.reshape(samples, -1)).reshape(2, *codes.shape[1:])
+    fill = on_device.combine(words.outer, _zeros(product.a, samples)).reshape(2)
+    met = on_device.tap_sums(images, fill, product.walk, words.inner).reshape(2, -1, groups, channels // groups)
     parts = (met[:, :, g].reshape(2, -1) for g in range(groups))
-    rows = (weight.reshape(len(weight), -1) for weight in weights)
+    rows = (weight.reshape(len(weight), -1) for weight in _weights(product))
     return torch.cat([on_device.combine_rows(*pair) for pair in zip(parts, rows, strict=True)], 1)
 
 
 def _gradient_tensors(product: ConvGradient, words: RowWords) -> torch.Tensor:
-    codes, groups, walk = product.a.codes.permute(0, 2, 3, 1), product.groups, product.walk
+    codes, groups = product.a.codes.permute(0, 2, 3, 1), product.groups
     samples, height, width, channels = codes.shape
-    outer, inner = as_words(words.outer), as_words(words.inner)
-    images = on_device.combine_rows(inner, codes.reshape(-1, channels // groups))
-    fill = inner.sum(1)[:, None] * _zeros(product.a, samples)
-    met = _met(product, images.reshape(2 * samples, height, width, groups), fill)
-    met = met.reshape(2, samples, *met.shape[1:]) * outer.reshape(2, 1, 1, walk.taps[0], 1, walk.taps[1], 1)
-    met = as_words(met.sum((3, 5))).reshape(2, -1, groups)
+    images = on_device.combine_rows(words.inner, codes.reshape(-1, channels // groups))
+    fill = words.inner.sum(1, dtype=torch.int32)[:, None] * _zeros(product.a, samples)[:, 0].to(torch.int32)
+    met = on_device.patch_sums(images.reshape(2, samples, height, width, groups), fill, product.walk, words.outer)
     dh = product.b.codes.permute(0, 2, 3, 1).reshape(met.shape[1], groups, -1)
-    return torch.cat([on_device.combine(met[:, :, g], dh[:, g]) for g in range(groups)], 1)
+    return torch.cat([on_device.combine(met[:, :, g].contiguous(), dh[:, g]) for g in range(groups)], 1)

@@ -240,7 +240,7 @@ class ConvProduct(Product):
     def _channels(self, operand: Operand, dimension: int) -> int:
         return int(operand.codes.shape[dimension]) // self.groups
 
-    def along(self, axis: int, outputs: Array, taps: Array) -> _Places:
+    def _along(self, axis: int, outputs: Array, taps: Array) -> _Places:
         """Return what outputs meet through taps; both broadcast."""
         walk, size = self.walk, self.a.codes.shape[2 + axis]
         place = outputs * walk.step[axis] + taps * walk.tap[axis] + walk.offset[axis]
@@ -275,7 +275,7 @@ class ConvImages(ConvProduct):
     def _taps(self, rows: Array) -> tuple[_Places, _Places]:
         _, down, across = self._split(rows)
         i, j = (self._arange(rows, count) for count in self.walk.taps)
-        return self.along(0, down[:, None, None], i[:, None]), self.along(1, across[:, None, None], j)
+        return self._along(0, down[:, None, None], i[:, None]), self._along(1, across[:, None, None], j)
 
     def _rows(self, group: int, rows: Array) -> Array:
         channels = self._channels(self.a, 1)
@@ -324,7 +324,7 @@ class ConvGradient(ConvProduct):
     def _taps(self, rows: Array) -> tuple[_Places, _Places]:
         i, j, _ = self._split(rows)
         down, across = (self._arange(rows, count) for count in self.walk.outputs)
-        return self.along(0, down[:, None], i[:, None, None]), self.along(1, across, j[:, None, None])
+        return self._along(0, down[:, None], i[:, None, None]), self._along(1, across, j[:, None, None])
 
     def _rows(self, group: int, rows: Array) -> Array:
         codes, channels = self.a.codes, self._channels(self.a, 1)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fqtsim.kernels.gpu.freivalds import as_words, combine
+from fqtsim.kernels.gpu.freivalds import combine
 from fqtsim.kernels.gpu.launch import is_fused
 
 INT32_TERMS = 33025
@@ -100,8 +100,7 @@ class Sums:
 
     def add(self, acc: torch.Tensor) -> None:
         """Add what accumulators (M, N) of the first group sum to."""
-        words = as_words((self.outer[:, :, None] * self.inner[:, None, :]).reshape(2, -1))
-        self.out[0] += combine(words, acc).to(torch.int32)
+        self.out[0] += combine((self.outer[:, :, None] * self.inner[:, None, :]).reshape(2, -1), acc)
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,56 @@
-"""Sums of codes with random words, modulo 2**32, on a device: the twin of fqtsim/kernels/freivalds.py."""
+"""Sums of codes with random words, modulo 2**32, on a device: the twin of fqtsim/kernels/freivalds.py.
+
+Words and sums are int32, whose products and sums wrap. What a convolution meets is found from its images and its walk
+alone: output o and tap t meet (o * step + t * tap + offset) / hole where that is a whole number inside the image, and
+elsewhere the code of real zero. No order of additions matters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
+
+from fqtsim.kernels.gpu import tune
+from fqtsim.kernels.gpu.launch import is_fused
 
 MASK = 0xFFFFFFFF
 MOST_TERMS, MOST_ELEMENTS = 1 << 20, 1 << 24
 """Rows that one float64 product sums, and codes that are float64 at a time."""
+Pair = tuple[int, int]
 
 
-def first_odd(pairs: torch.Tensor) -> torch.Tensor:
-    """Return integers (2, n), of which those of the first row become odd."""
-    return torch.stack((pairs[0] | 1, pairs[1]))
+class Walk(Protocol):
+    """What is needed of fqtsim.backends.direct.Walk; every pair is (down, across)."""
+
+    @property
+    def outputs(self) -> Pair: ...
+    @property
+    def taps(self) -> Pair: ...
+    @property
+    def step(self) -> Pair: ...
+    @property
+    def tap(self) -> Pair: ...
+    @property
+    def offset(self) -> Pair: ...
+    @property
+    def hole(self) -> Pair: ...
 
 
-def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return words (2, N) of several groups side by side, int64."""
-    return as_words(torch.cat(tuple(parts), dim=1))
+def beside(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the words (2, N) of several groups side by side."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
 
 
-def as_words(words: torch.Tensor) -> torch.Tensor:
-    """Return integers modulo 2**32, int64."""
-    return words.to(torch.int64) & MASK
+def words32(sums: torch.Tensor) -> torch.Tensor:
+    """Return integers modulo 2**32 as int32."""
+    words = sums.to(torch.int64) & MASK
+    return torch.where(words > 0x7FFFFFFF, words - (1 << 32), words).to(torch.int32)
 
 
-def combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return weights (2, R), int64 words, times an integer matrix (R, C) modulo 2**32: int64 (2, C).
+def composed_combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """As `combine`, by torch operations.
 
     By float64 products of 16-bit halves: each product is below 2**32 and at most 2**20 are summed, so that every
     partial sum, in whatever order, is an integer below 2**53 and exact.
@@ -35,7 +58,7 @@ def combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     rows, columns = matrix.shape
     total = torch.zeros((2, columns), dtype=torch.int64, device=matrix.device)
     # Low and high halves of both rows of weights: (4, R).
-    halves = torch.cat([weights & 0xFFFF, weights >> 16]).to(torch.float64)
+    halves = torch.cat([weights & 0xFFFF, (weights >> 16) & 0xFFFF]).to(torch.float64)
     narrow = matrix.element_size() <= 2
     step = max(1, min(MOST_TERMS, MOST_ELEMENTS // max(columns, 1)))
     for first in range(0, rows, step):
@@ -47,9 +70,104 @@ def combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
             low, high = sums[:2] & MASK, sums[2:] & 0xFFFF
             # The high half of a code times the high half of a word is a multiple of 2**32.
             total += (low << shift) + (high << 16 if not shift else 0)
-    return total & MASK
+    return words32(total)
+
+
+def combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return weights (2, R), int32, times an integer matrix (R, C) of any strides: int32 (2, C)."""
+    if not (matrix.numel() and is_fused(matrix)):
+        return composed_combine(weights, matrix)
+    from fqtsim.kernels.gpu.triton_freivalds import combine_kernel
+
+    rows, columns = matrix.shape
+    out = torch.zeros((2, columns), dtype=torch.int32, device=matrix.device)
+    wide = tune.power_of_two(columns, 1, 128)
+    tall = 2048 // wide
+    # A program takes several tiles where there are many rows: fewer atomic additions.
+    tiles = max(1, min(16, rows // (tall * 64)))
+    grid = (-(-columns // wide) * -(-rows // (tall * tiles)),)
+    combine_kernel[grid](
+        weights, matrix, out, rows, columns, matrix.stride(0), matrix.stride(1),
+        TILES=tiles, BR=tall, BC=wide, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
 
 
 def combine_rows(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return what each row of an integer matrix (R, K) sums to with weights (2, K), int64 words: int64 (2, R)."""
-    return combine(weights, matrix.t())
+    """Return what each row of an integer matrix (R, K) sums to with weights (2, K), int32: int32 (2, R)."""
+    if not (matrix.numel() and is_fused(matrix)):
+        return composed_combine(weights, matrix.t())
+    from fqtsim.kernels.gpu.triton_freivalds import combine_rows_kernel
+
+    rows, terms = matrix.shape
+    out = torch.empty((2, rows), dtype=torch.int32, device=matrix.device)
+    wide = tune.power_of_two(terms, 1, 256)
+    tall = tune.power_of_two(rows, 1, 2048 // wide)
+    combine_rows_kernel[(-(-rows // tall),)](
+        weights, matrix, out, rows, terms, matrix.stride(0), matrix.stride(1), BR=tall, BK=wide, enable_fp_fusion=False
+    )  # fmt: skip
+    return out
+
+
+def _met(walk: Walk, images: torch.Tensor, fill: torch.Tensor) -> torch.Tensor:
+    """Return what outputs meet of images (B, H, W, C): int64 (B, OH, KH, OW, KW, C); fill (B,) where there is none."""
+    height, width = images.shape[1:3]
+    padded = fill.to(torch.int64).reshape(-1, 1, 1, 1).repeat(1, height + 1, width + 1, images.shape[3])
+    padded[:, :height, :width] = images
+    for axis, size in ((0, height), (1, width)):
+        outputs, taps = (torch.arange(pair[axis], device=images.device) for pair in (walk.outputs, walk.taps))
+        place = outputs[:, None] * walk.step[axis] + taps * walk.tap[axis] + walk.offset[axis]
+        hole = walk.hole[axis]
+        met = (place >= 0) & (place % hole == 0) & (place // hole < size)
+        padded = padded.index_select(1 + axis, torch.where(met, place // hole, size).reshape(-1))
+    return padded.reshape(len(images), walk.outputs[0], walk.taps[0], walk.outputs[1], walk.taps[1], -1)
+
+
+def _arguments(walk: Walk, size: Pair) -> tuple[int, ...]:
+    """Return a walk over images of `size` as kernels take it."""
+    return (*size, *walk.outputs, *walk.taps, *walk.step, *walk.tap, *walk.offset, *walk.hole)
+
+
+def tap_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torch.Tensor) -> torch.Tensor:
+    """Return what each tap meets at all outputs, summed with their words: int32 (2, KH * KW, C).
+
+    images int32 (2, H, W, C), contiguous; fill (2,): what stands where there is none; words (2, OH * OW).
+    """
+    _, height, width, channels = images.shape
+    taps, (rows, columns) = walk.taps[0] * walk.taps[1], walk.outputs
+    if not (images.numel() and is_fused(images)):
+        # Products and sums of int64 wrap modulo 2**64, of which 2**32 is a divisor.
+        met = _met(walk, images, fill) * words.to(torch.int64).reshape(2, rows, 1, columns, 1, 1)
+        return words32(met.sum((1, 3))).reshape(2, taps, channels)
+    from fqtsim.kernels.gpu.triton_freivalds import tap_sums_kernel
+
+    out = torch.empty((2, taps, channels), dtype=torch.int32, device=images.device)
+    wide = tune.power_of_two(channels, 1, 64)
+    tap_sums_kernel[(taps * -(-channels // wide), 2)](
+        images, fill, words, out, channels, *_arguments(walk, (height, width)), BP=1024 // wide, BC=wide,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+def patch_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torch.Tensor) -> torch.Tensor:
+    """Return what the taps of each output meet, summed with their words: int32 (2, N * OH * OW, G).
+
+    images int32 (2, N, H, W, G), contiguous; fill (2, N): what stands where there is none; words (2, KH * KW).
+    """
+    _, samples, height, width, groups = images.shape
+    rows, columns = walk.outputs
+    if not (images.numel() and is_fused(images)):
+        met = _met(walk, images.reshape(2 * samples, height, width, groups), fill.reshape(-1))
+        met = met.reshape(2, samples, *met.shape[1:])
+        met = met * words.to(torch.int64).reshape(2, 1, 1, walk.taps[0], 1, walk.taps[1], 1)
+        return words32(met.sum((3, 5))).reshape(2, -1, groups)
+    from fqtsim.kernels.gpu.triton_freivalds import patch_sums_kernel
+
+    count = samples * rows * columns * groups
+    out = torch.empty((2, samples * rows * columns, groups), dtype=torch.int32, device=images.device)
+    patch_sums_kernel[(-(-count // 256), 2)](
+        images, fill, words, out, count, samples, groups, *_arguments(walk, (height, width)), B=256,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
