@@ -11,14 +11,12 @@ device after the step, so that no layer waits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
 from fqtsim.backends.chains import stepwise_codes
 from fqtsim.backends.checksum import Checksum, row_words
@@ -27,6 +25,7 @@ from fqtsim.backends.stepwise import Stepwise, prepare, prepare_for_formats
 from fqtsim.errors import FqtsimError, InputError
 from fqtsim.hw.spec import Datapath
 from fqtsim.streams import CHECK_FREIVALDS, CHECK_SAMPLE, CHECK_TURN, stream_id
+from fqtsim.train.check_queue import Check, Found, Queue
 from fqtsim.train.check_report import Checks, Counts, check_report
 from fqtsim.train.expected_sums import expected_sums
 from fqtsim.train.module import FQTModule
@@ -39,8 +38,6 @@ TURNS, SHARE_OF_A_TURN = 16, 0.2
 """Up to so many products share one turn, as long as no more than this share of a product's outputs is recomputed."""
 TILE_ROWS = 8
 """A few more rows than these cost a second tile of the kernel that recomputes (fqtsim/kernels/tile.py)."""
-HELD_BYTES = 1 << 30
-"""Operands and products on a device that may wait for the end of the step."""
 SEARCHED_ROWS = 1 << 14
 """Rows of a wrong column that are recomputed at a time."""
 SAVED_ROWS, SAVED_COLUMNS = 256, 64
@@ -111,38 +108,6 @@ def wrapping_bits(datapath: Datapath) -> int | None:
     return last.bits
 
 
-Check = Callable[[int], None]
-"""Raises CheckFailed where something is wrong; told the step's index."""
-
-
-class _Waiting(NamedTuple):
-    """What is to be looked at when a step is done."""
-
-    step: int
-    #: bool (n,), a tensor: which of n checks have something to say; None where they must look.
-    wrong: torch.Tensor | None
-    checks: list[Check]
-
-
-@dataclass
-class Found:
-    """What the checks of a recorded step find, and a replay of it again."""
-
-    counts: Counts
-    wrong: torch.Tensor | None = None
-    checks: list[Check] = field(default_factory=list)
-
-    def add(self, waiting: list[_Waiting]) -> None:
-        """Take what waits. Nothing of it must need to be looked at."""
-        if waiting:
-            self.wrong = torch.cat([one.wrong for one in waiting if one.wrong is not None])
-            self.checks = [check for one in waiting for check in one.checks]
-
-    def tensors(self) -> list[torch.Tensor]:
-        """Return what a replay computes anew."""
-        return [] if self.wrong is None else [self.wrong]
-
-
 class Checker:
     """The checks of one run. Attach it to a network for the length of each training step with `watching`."""
 
@@ -158,23 +123,21 @@ class Checker:
         self.net, self.checks, self.counts = net, checks, Counts()
         #: Layers' products in the order in which a step meets them: random words depend on the place.
         self._numbers: dict[tuple[str, str], int] = {}
-        self._waiting: list[_Waiting] = []
-        self._held, self._is_apart = 0, False
+        self._queue = Queue()
         #: This step's words, of which each says who has a turn.
         self._turns: list[int] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Check every GEMM of one training step. Raises CheckFailed, at the GEMM or at the end."""
-        self._held = 0
-        self._waiting.clear()
+        self._queue = Queue()
         self._turns.clear()
         self.net.checks = self
         try:
             yield
         finally:
             self.net.checks = None
-        self._settle()
+        self._queue.settle()
         self.counts.steps += 1
 
     # ---- a step that is recorded ----
@@ -187,19 +150,18 @@ class Checker:
     @contextmanager
     def apart(self) -> Iterator[Found]:
         """Collect what a step finds in a thing of its own, without waiting for the device."""
-        kept, found = (self.counts, self._waiting, self._held), Found(Counts())
-        self.counts, self._waiting, self._is_apart = found.counts, [], True
+        kept, found = (self.counts, self._queue), Found(Counts())
+        self.counts, self._queue = found.counts, Queue(bounded=False)
         try:
             yield found
-            found.add(self._waiting)
+            found.take(self._queue)
         finally:
-            (self.counts, self._waiting, self._held), self._is_apart = kept, False
+            self.counts, self._queue = kept
 
     def merge(self, found: Found) -> None:
         """Take what a recorded step, or a replay of it, has found, to be looked at when the step is done."""
         self.counts.add(found.counts)
-        if found.wrong is not None:
-            self._waiting.append(_Waiting(self.net.step_index, found.wrong, found.checks))
+        found.put(self._queue, self.net.step_index)
 
     # ---- every product ----
 
@@ -227,7 +189,7 @@ class Checker:
             return
         for group, rows, cols in self._picked(product, min(1.0, share * turns)):
             self.counts.recomputed += len(rows) * len(cols)
-            self._do(self._sampled(product, group, rows, cols), product)
+            self._queue.do(self.net.step_index, product, self._sampled(product, group, rows, cols))
 
     def _has_turn(self, number: int, turns: int) -> bool:
         """Tell whether a product is the one of `turns` successive ones whose outputs are recomputed in this step.
@@ -269,7 +231,7 @@ class Checker:
         """Gather a part of a product; return what recomputes it."""
         gathered = product.part(group, rows, cols)
 
-        def check(step: int) -> None:
+        def check(step: int, _words: Array) -> None:
             part = gathered.on_host()
             expected, wrong = _recomputed(part, product.datapath)
             if wrong.any():
@@ -299,14 +261,12 @@ class Checker:
         unused = 32 - (wrapping_bits(product.datapath) or 32)
         difference = checksum.difference(expected_sums(product, checksum.words))
 
-        def check(step: int) -> None:
-            words = difference.cpu().numpy().view(np.uint32) if waits else difference
+        def check(step: int, words: Array) -> None:
             wrong = np.flatnonzero((words << np.uint32(unused)).any(axis=0))
             if wrong.size:
                 raise self._first_wrong(product, *divmod(int(wrong[0]), product.shape[1]), step)
 
-        waits = isinstance(difference, torch.Tensor)
-        self._do(check, product, (difference << unused).any().reshape(1) if waits else None)
+        self._queue.do(self.net.step_index, product, check, difference)
 
     def _first_wrong(self, product: Product, group: int, col: int, step: int) -> CheckFailed:
         """Return what says which number of a wrong column is the first one that differs."""
@@ -345,26 +305,6 @@ class Checker:
 
     def _seed(self, layer: str, gemm: str) -> int:
         return (self.net.seed ^ (_GOLDEN * (self._number(layer, gemm) + 1))) & ((1 << 64) - 1)
-
-    def _do(self, check: Check, product: Product, wrong: torch.Tensor | None = None) -> None:
-        """Check now, or once the step is done, on a device; what may wait there is bounded, unless it is recorded."""
-        if not isinstance(product.out, torch.Tensor):
-            check(self.net.step_index)
-            return
-        self._waiting.append(_Waiting(self.net.step_index, wrong, [check]))
-        self._held += sum(x.numel() * x.element_size() for x in (product.a.codes, product.b.codes, product.out))
-        if self._held > HELD_BYTES and not self._is_apart:
-            self._settle()
-
-    def _settle(self) -> None:
-        """Look at what waits, after one look at all that a device has compared by itself."""
-        waiting, self._waiting, self._held = self._waiting, [], 0
-        told = [one.wrong for one in waiting if one.wrong is not None]
-        wrong = iter(torch.cat(told).tolist() if told else ())
-        for one in waiting:
-            for check in one.checks:
-                if one.wrong is None or next(wrong):
-                    check(one.step)
 
     def report(self) -> dict[str, Any]:
         """Return counts and detection probabilities, as events.json keeps them."""
