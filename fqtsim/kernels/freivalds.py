@@ -163,6 +163,12 @@ def _combine_rows(weights: Any, matrix: Any, out: Any, first: int, last: int) ->
 
 
 @inner
+def _copy(source: Any, out: Any) -> None:
+    for i in range(out.size):  # of slices: by index and offset it takes three times as long
+        out[i] = source[i]
+
+
+@inner
 def _lay(image: Any, width: int, fill: Any, grid: Any, plane: Any) -> None:
     """Put an image (H * width,) on a plane (grid.size, flat), and fill on what it leaves."""
     plane.fill(fill)
@@ -175,8 +181,7 @@ def _lay(image: Any, width: int, fill: Any, grid: Any, plane: Any) -> None:
             continue
         source, start = i * width, y * across + left
         if hole == 1:
-            for j in range(first, last):
-                plane[start + j] = image[source + j]
+            _copy(image[source + first :], plane[start + first : start + last])
         else:
             for j in range(first, last):
                 plane[start + j * hole] = image[source + j]
@@ -274,8 +279,7 @@ def _patch_sums(images: Any, width: int, fill: Any, grid: Any, tap_words: Any, c
                             own[y * columns + x] = np.uint32(own[y * columns + x] + word * met)
             if dense:
                 for y in range(rows):
-                    for x in range(columns):
-                        own[y * columns + x] = flat[y * across + x]
+                    _copy(flat[y * across :], own[y * columns : (y + 1) * columns])
 
 
 @kernel
