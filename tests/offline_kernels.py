@@ -97,7 +97,7 @@ def products() -> Iterator[Callable[[], Any]]:
     plain, point = Window((3, 3), (2, 1), (1, 1), (1, 1)), Window((1, 1), (1, 1), (0, 0), (0, 0))
     for shape, outputs, window, groups in (
         ((2, 8, 9, 9), 16, plain, 1), ((2, 8, 9, 9), 8, plain, 8), ((1, 4, 3, 3), 4, point, 4),
-        ((1, 1, 1, 1), 1, point, 1),
+        ((1, 1, 1, 1), 1, point, 1), ((1, 80, 3, 3), 4, plain, 1),
     ):  # fmt: skip
         x, w = codes(*shape, kind=torch.uint8), codes(outputs, shape[1] // groups, *window.kernel)
         dh = codes(shape[0], outputs, *window.positions(shape[2:]))

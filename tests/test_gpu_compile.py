@@ -43,7 +43,8 @@ def test_every_form_compiles(forms: list[dict[str, Any]]) -> None:
         "chain_kernel",
         "saturating_kernel",
     } <= names
-    assert {"combine_kernel", "combine_rows_kernel", "tap_sums_kernel", "patch_sums_kernel"} <= names
+    assert {"combine_kernel", "combine_rows_kernel", "word_taps_kernel", "word_patches_kernel"} <= names
+    assert {"expand_kernel", "patch_sums_kernel"} <= names
     assert {"_flat", "_channels_last", "_words", "_reflect", "_groups", "_normalize", "_dx", "_sgd"} <= names
     assert len(forms) > 150
 

@@ -125,7 +125,7 @@ def test_products_are_those_of_the_cpu(case: tuple[Any, ...], unsigned: bool, ro
     assert np.array_equal(dw.numpy(), functional.conv_wgrad(x, dh, window, groups, gemm("wgrad")))
 
 
-@pytest.mark.parametrize("channels", [3, 17, 40])
+@pytest.mark.parametrize("channels", [3, 17, 40, 70])
 def test_channels_of_any_number_and_every_layout(channels: int) -> None:
     made = Made((1, (3, 3), (2, 1), (1, 1), (1, 1), (1, 1), (6, 5)), True, False, channels)
     planes = both(conv_fprop, made.x, made.w, made.window, 1, made.of_x, made.of_w)

@@ -108,9 +108,9 @@ class Backend(ABC):
     def convolve(self, job: Any, datapath: Datapath, out: Array, with_codes: bool) -> GemmResult | None:
         """Do all of a convolution's fprop or dgrad, a backends.direct.Images, without a matrix of patches.
 
-        Writes the float32 outputs (N, CO, OH, OW) and returns what `gemm` would, without codes unless `with_codes`; adds
-        their sums to job.checksum, if there is one. None, and no sums, where this backend has no such way, and the
-        caller lowers the convolution to matrices.
+        Writes the float32 outputs (N, CO, OH, OW) and returns what `gemm` would, without codes unless `with_codes`;
+        adds their sums to job.checksum, if there is one. None, and no sums, where this backend has no such way, and
+        the caller lowers the convolution to matrices.
         """
         return None
 

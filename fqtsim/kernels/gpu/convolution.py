@@ -12,7 +12,7 @@ as large as the padded tensor, where a matrix of patches would be KH * KW times 
   each place that a tap can have between two strides.
 - No tensor-core accumulator takes more than gemm.RUN terms. wgrad adds its parts of u in memory, in int32, which
   wraps, or where the exact sum is asked for in int64.
-- Sums of codes over a patch are taken of the padded tensor, summed over the channels first: integers, exact.
+- Sums of codes over a patch are taken of that grid, whose channels are summed as it is laid out: integers, exact.
 Zero points and steps are `Side`s: of x or dH one, or one per sample; of W one, or in fprop one per output channel.
 """
 
@@ -61,50 +61,49 @@ class Grid:
 
 def _expand(
     x: torch.Tensor, zero: torch.Tensor | None, groups: int, grid: Grid, out: torch.Tensor,
-    strides: tuple[int, int, int], padded: int,
-) -> None:  # fmt: skip
-    """Write the codes x (N, G * C, H, W) on a grid; strides of out: (group, position, channel). zero None: byte 0."""
+    strides: tuple[int, int, int], padded: int, with_sums: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """Write the codes x (N, G * C, H, W) on a grid; strides of out: (group, position, channel). zero None: byte 0.
+
+    with_sums: return what the bytes of each position sum to over its channels, int32 (G, N * positions).
+    """
     from fqtsim.kernels.gpu.triton_convolution import expand_kernel
 
     samples, channels, height, width = x.shape
     positions, each = samples * grid.size[0] * grid.size[1], channels // groups
     fill = x if zero is None else zero.reshape(-1).to(torch.int32)
     block = tune.power_of_two(padded, 4, 64)
-    expand_kernel[(-(-positions // 64), -(-padded // block), groups)](
-        x, out, fill, 1 if zero is None else max(samples // len(fill), 1), positions, each, padded, height, width,
+    blocks = -(-padded // block)
+    make = torch.empty if blocks == 1 else torch.zeros
+    sums = make((groups if with_sums else 0, positions), dtype=torch.int32, device=x.device)
+    expand_kernel[(-(-positions // 64), blocks, groups)](
+        x, out, sums, fill, 1 if zero is None else max(samples // len(fill), 1), positions, each, padded, height, width,
         *grid.size, *x.stride(), *strides, *grid.step, *grid.offset, *grid.hole,
-        FLIP=int(x.dtype == torch.uint8), NOTHING=zero is None, BP=64, BC=block, enable_fp_fusion=False,
+        FLIP=int(x.dtype == torch.uint8), NOTHING=zero is None, SUMS=min(blocks, 2) if with_sums else 0, BP=64,
+        BC=block, enable_fp_fusion=False,
     )  # fmt: skip
+    return sums
 
 
-def _patch_sums(x: torch.Tensor, zero: torch.Tensor | None, groups: int, grid: Grid, window: Window, out: Pair,
-                stride: Pair, taps: Pair) -> torch.Tensor:  # fmt: skip
-    """Return the sum of the codes of every patch, padding and holes included: int64 (G, N * OH * OW)."""
-    samples, channels, height, width = x.shape
-    count = window.kernel[0] * window.kernel[1] * (channels // groups)
-    fill = as_fill(zero, samples, x)[:, None, None, None]
-    sums = x.reshape(samples, groups, -1, height, width).sum(2, dtype=torch.int64) - fill * (channels // groups)
-    held = sums.new_zeros((samples, groups, *grid.size))
-    tops = [-(grid.offset[i] // grid.hole[i]) if grid.hole[i] == 1 else -grid.offset[i] for i in (0, 1)]
-    rows, columns = (_overlap(tops[i], grid.hole[i], (height, width)[i], grid.size[i]) for i in (0, 1))
-    held[:, :, rows[0] : rows[1] : grid.hole[0], columns[0] : columns[1] : grid.hole[1]] = sums[
-        :, :, rows[2] : rows[3], columns[2] : columns[3]
-    ]
-    s = held.stride()
-    windows = held.as_strided(
-        (groups, samples, *out, *window.kernel),
-        (s[1], s[0], s[2] * stride[0], s[3] * stride[1], s[2] * taps[0], s[3] * taps[1]),
-    )
-    total = windows.sum((-1, -2)) + (fill * count)[:, 0][None]
-    return total.reshape(groups, -1)
+def _patch_sums(
+    places: torch.Tensor, terms: int, size: Pair, kernel: Pair, out: Pair, stride: Pair, taps: Pair
+) -> torch.Tensor:
+    """Return the sum of the codes of every patch, padding and holes included: int64 (G, N * OH * OW).
 
+    places (G, N * H * W) int32: what the bytes of each position of a grid of `size` sum to; `terms` is added to each
+    patch, for bytes that are less than their codes. stride and taps are distances on the grid.
+    """
+    from fqtsim.kernels.gpu.triton_convolution import patch_sums_kernel
 
-def _overlap(top: int, hole: int, length: int, size: int) -> tuple[int, int, int, int]:
-    """Return (first, end) on the grid and (first, end) of the tensor whose element i lies at top + i * hole."""
-    first = max(0, -(top // hole) if top < 0 else 0)
-    end = max(first, min(length, (size - 1 - top) // hole + 1))
-    start = top + first * hole
-    return start, start + max((end - first - 1) * hole + 1, 0) if end > first else start, first, end
+    groups, positions = places.shape
+    inner, area = out[0] * out[1], size[0] * size[1]
+    count = positions // area * inner
+    sums = torch.empty((groups, count), dtype=torch.int64, device=places.device)
+    patch_sums_kernel[(-(-count // 256), groups)](
+        places, sums, count, positions, inner, out[1], area, stride[0] * size[1], stride[1], taps[0] * size[1], taps[1],
+        kernel[1], terms, TAPS=kernel[0] * kernel[1], B=256, enable_fp_fusion=False,
+    )  # fmt: skip
+    return sums
 
 
 @dataclass(frozen=True)
@@ -147,10 +146,19 @@ class _Patches:
         padded = channels + -channels % (16 if channels > 8 else 4)
         area = self.grid.size[0] * self.grid.size[1]
         held = torch.empty(groups * samples * area * padded + SLACK, dtype=torch.int8, device=self.x.device)
-        _expand(self.x, self.zero, groups, self.grid, held, (samples * area * padded, padded, 1), padded)
+        strides = samples * area * padded, padded, 1
+        places = _expand(self.x, self.zero, groups, self.grid, held, strides, padded, with_sums=True)
         packed = self._weights(padded)
         sums = (
-            _patch_sums(self.x, self.zero, groups, self.grid, self.window, self.out, self.stride, self.taps),
+            _patch_sums(
+                places,
+                _offset(self.x) * self.w[0, 0].numel(),
+                self.grid.size,
+                self.window.kernel,
+                self.out,
+                self.stride,
+                self.taps,
+            ),
             self.w.sum((2, 3, 4), dtype=torch.int64),
         )
         m, noted = samples * self.out[0] * self.out[1], watched(self.watch, self.zero)[1]

@@ -139,11 +139,11 @@ def tap_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torch.
         # Products and sums of int64 wrap modulo 2**64, of which 2**32 is a divisor.
         met = _met(walk, images, fill) * words.to(torch.int64).reshape(2, rows, 1, columns, 1, 1)
         return words32(met.sum((1, 3))).reshape(2, taps, channels)
-    from fqtsim.kernels.gpu.triton_freivalds import tap_sums_kernel
+    from fqtsim.kernels.gpu.triton_freivalds import word_taps_kernel
 
     out = torch.empty((2, taps, channels), dtype=torch.int32, device=images.device)
     wide = tune.power_of_two(channels, 1, 64)
-    tap_sums_kernel[(taps * -(-channels // wide), 2)](
+    word_taps_kernel[(taps * -(-channels // wide), 2)](
         images, fill, words, out, channels, *_arguments(walk, (height, width)), BP=1024 // wide, BC=wide,
         enable_fp_fusion=False,
     )  # fmt: skip
@@ -162,11 +162,11 @@ def patch_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torc
         met = met.reshape(2, samples, *met.shape[1:])
         met = met * words.to(torch.int64).reshape(2, 1, 1, walk.taps[0], 1, walk.taps[1], 1)
         return words32(met.sum((3, 5))).reshape(2, -1, groups)
-    from fqtsim.kernels.gpu.triton_freivalds import patch_sums_kernel
+    from fqtsim.kernels.gpu.triton_freivalds import word_patches_kernel
 
     count = samples * rows * columns * groups
     out = torch.empty((2, samples * rows * columns, groups), dtype=torch.int32, device=images.device)
-    patch_sums_kernel[(-(-count // 256), 2)](
+    word_patches_kernel[(-(-count // 256), 2)](
         images, fill, words, out, count, samples, groups, *_arguments(walk, (height, width)), B=256,
         enable_fp_fusion=False,
     )  # fmt: skip

@@ -14,15 +14,16 @@ from fqtsim.kernels.gpu.triton_gemm import finish_tile, load_tile, tile_of
 
 @triton.jit
 def expand_kernel(
-    x, out, zero, zero_run, positions, channels, padded, H, W, HP, WP,
+    x, out, sums, zero, zero_run, positions, channels, padded, H, W, HP, WP,
     n_stride, c_stride, h_stride, w_stride, out_group, out_position, out_channel,
     step_h, step_w, offset_h, offset_w, hole_h, hole_w,
-    FLIP: tl.constexpr, NOTHING: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    FLIP: tl.constexpr, NOTHING: tl.constexpr, SUMS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """Copy codes x (N, G * C, H, W) to signed bytes on a grid (N, HP, WP) per group, padding and holes filled.
 
     Grid row y reads row (y * step + offset) / hole where that is a whole number inside x, elsewhere the sample's code
-    of real zero, or with NOTHING the byte 0. Channels from `channels` to `padded` are the byte 0.
+    of real zero, or with NOTHING the byte 0. Channels from `channels` to `padded` are the byte 0. SUMS: write what the
+    bytes of a position sum to, to int32 sums (G, positions); with 2 add it to zeros there.
     """
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -41,9 +42,31 @@ def expand_kernel(
     else:
         fill = tl.load(zero + sample // zero_run).to(tl.int32)
         codes = tl.where(inside[:, None], codes, fill[:, None]) - FLIP * 128
-    codes = tl.where((c < channels)[None, :], codes, 0).to(tl.int8)
+    codes = tl.where((c < channels)[None, :], codes, 0)
+    own = sums + group.to(tl.int64) * positions + p
+    if SUMS == 1:
+        tl.store(own, tl.sum(codes, 1), mask=p < positions)
+    if SUMS == 2:
+        tl.atomic_add(own, tl.sum(codes, 1), mask=p < positions)
+    codes = codes.to(tl.int8)
     to = p.to(tl.int64)[:, None] * out_position + c.to(tl.int64)[None, :] * out_channel + group.to(tl.int64) * out_group
     tl.store(out + to, codes, mask=(p < positions)[:, None] & (c < padded)[None, :])
+
+
+@triton.jit
+def patch_sums_kernel(
+    places, out, count, positions, inner, Q, area, row_stride, column_stride, tap_row, tap_column, KW, terms,
+    TAPS: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """Write terms and what the taps of an output meet of places (G, positions) to int64 out (G, count)."""
+    m = tl.program_id(0) * B + tl.arange(0, B)
+    group = tl.program_id(1).to(tl.int64)
+    mi = tl.minimum(m, count - 1)
+    base = (mi // inner).to(tl.int64) * area + mi % inner // Q * row_stride + mi % Q * column_stride
+    total = tl.zeros((B,), tl.int32) + terms
+    for tap in range(TAPS):
+        total += tl.load(places + group * positions + base + (tap // KW * tap_row + tap % KW * tap_column))
+    tl.store(out + group * count + m, total.to(tl.int64), mask=m < count)
 
 
 @triton.jit

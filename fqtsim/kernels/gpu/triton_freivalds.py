@@ -53,7 +53,7 @@ def place(o, t, step, tap, offset, hole, size):
 
 
 @triton.jit
-def tap_sums_kernel(
+def word_taps_kernel(
     images, fill, words, out, C, H, W, OH, OW, KH, KW, step_h, step_w, tap_h, tap_w, offset_h, offset_w, hole_h, hole_w,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
@@ -77,7 +77,7 @@ def tap_sums_kernel(
 
 
 @triton.jit
-def patch_sums_kernel(
+def word_patches_kernel(
     images, fill, words, out, count, N, G, H, W, OH, OW, KH, KW, step_h, step_w, tap_h, tap_w, offset_h, offset_w,
     hole_h, hole_w, B: tl.constexpr,
 ):  # fmt: skip
