@@ -152,6 +152,15 @@ def test_narrow_and_exact_registers(register: Register) -> None:
     both(conv_wgrad, made.x, made.dh, made.window, 1, made.of_x, made.of_dh, register=register)
 
 
+@pytest.mark.parametrize("case", CASES[3:7])
+def test_unsigned_weights(case: tuple[Any, ...]) -> None:
+    """Taps joined to runs and taps of their own, forwards and backwards, less 128 each."""
+    made = Made(case, True, False)
+    w, side = made.codes(tuple(made.w.shape), True), made.side((), True)
+    both(conv_fprop, made.x, w, made.window, made.groups, made.of_x, side)
+    both(conv_dgrad, made.dh, w, made.window, made.groups, made.size, made.of_dh, side)
+
+
 def test_symmetric_operands_have_no_zero_point() -> None:
     made = Made(CASES[0], False, False)
     x, w = Side(None, made.of_x.step), Side(None, made.of_w.step)

@@ -19,7 +19,7 @@ Zero points and steps are `Side`s: of x or dH one, or one per sample; of W one, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -106,6 +106,19 @@ def _patch_sums(
     return sums
 
 
+class _Weights(NamedTuple):
+    """Weights as `patches_kernel` reads them: signed bytes (G, CO, runs * length), runs of taps and channels."""
+
+    codes: torch.Tensor
+    #: int64 (G, CO): the sums of the codes as given.
+    sums: torch.Tensor
+    #: Runs, those of one row of taps, bytes of a run, and depth of a tile, of which a run is a multiple.
+    runs: int
+    across: int
+    length: int
+    depth: int
+
+
 @dataclass(frozen=True)
 class _Patches:
     """fprop, or dgrad as fprop on an expanded dH with the weights turned round: ready for any form."""
@@ -114,6 +127,8 @@ class _Patches:
     zero: torch.Tensor
     #: (G, CO, KH, KW, CI) codes.
     w: torch.Tensor
+    #: Whether the taps of w come backwards.
+    turned: bool
     grid: Grid
     window: Window
     out: Pair
@@ -126,18 +141,22 @@ class _Patches:
     watch: Watch | None
     channels_last: bool
 
-    def _weights(self, padded: int) -> tuple[torch.Tensor, int, int, int, int]:
-        """Return packed weights, and their runs, runs across, bytes of a run and depth of a tile."""
-        groups, outputs, _, kw, channels = self.w.shape
-        signed = self.w if self.w.dtype == torch.int8 else (self.w ^ 128).view(torch.int8)
-        signed = F.pad(signed, (0, padded - channels))
+    def _weights(self, padded: int) -> _Weights:
+        """Return packed weights, taps turned round where that is asked for, and what they sum to."""
+        from fqtsim.kernels.gpu.triton_convolution import pack_weights_kernel
+
+        groups, outputs, kh, kw, channels = self.w.shape
         joined = self.taps[1] == 1 or kw == 1
-        length = padded * (kw if joined else 1)
+        length, across = padded * (kw if joined else 1), 1 if joined else kw
         depth = next((d for d in (128, 64) if -length % d <= length // 4), 32)
-        length_padded = length + -length % depth
-        signed = signed.reshape(groups, outputs, -1, length)
-        packed = F.pad(signed, (0, length_padded - length)).reshape(groups, outputs, -1).contiguous()
-        return packed, signed.shape[2], 1 if joined else kw, length_padded, depth
+        pitch = length + -length % depth
+        codes = torch.empty((groups, outputs, kh * across * pitch), dtype=torch.int8, device=self.w.device)
+        sums = torch.empty((groups, outputs), dtype=torch.int64, device=self.w.device)
+        pack_weights_kernel[(groups * outputs,)](
+            self.w, codes, sums, outputs, kh, kw, channels, padded, pitch, codes.shape[2], *self.w.stride(),
+            FLIP=self.w.dtype == torch.uint8, JOINED=joined, TURNED=self.turned, B=256, enable_fp_fusion=False,
+        )  # fmt: skip
+        return _Weights(codes, sums, kh * across, across, pitch, depth)
 
     def result(self) -> torch.Tensor:
         """Return float32 (N, G * CO, OH, OW)."""
@@ -149,31 +168,21 @@ class _Patches:
         strides = samples * area * padded, padded, 1
         places = _expand(self.x, self.zero, groups, self.grid, held, strides, padded, with_sums=True)
         packed = self._weights(padded)
-        sums = (
-            _patch_sums(
-                places,
-                _offset(self.x) * self.w[0, 0].numel(),
-                self.grid.size,
-                self.window.kernel,
-                self.out,
-                self.stride,
-                self.taps,
-            ),
-            self.w.sum((2, 3, 4), dtype=torch.int64),
-        )
+        sums = _patch_sums(
+            places, _offset(self.x) * self.w[0, 0].numel(), self.grid.size, self.window.kernel, self.out, self.stride,
+            self.taps,
+        )  # fmt: skip
         m, noted = samples * self.out[0] * self.out[1], watched(self.watch, self.zero)[1]
         key = ("patches", m, tuple(self.w.shape), self.grid, self.stride, self.taps, self.x.dtype, self.w.dtype,
                self.channels_last, self.register, noted, self.x.device)  # fmt: skip
         kept = () if self.watch is None else self.watch.kept
-        tiles = _patch_tiles(self.x, m, outputs, packed[4])
+        tiles = _patch_tiles(self.x, m, outputs, packed.depth)
         return tune.run(key, tiles, lambda tile: self._by(tile, held, padded, packed, sums), kept)
 
-    def _by(self, tile: Tile, held: torch.Tensor, padded: int, packed: tuple[torch.Tensor, int, int, int, int],
-            sums: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:  # fmt: skip
+    def _by(self, tile: Tile, held: torch.Tensor, padded: int, weights: _Weights, sums: torch.Tensor) -> torch.Tensor:
         from fqtsim.kernels.gpu.triton_convolution import patches_kernel
 
         groups, outputs, kh, kw, channels = self.w.shape
-        weights, runs, across, length, depth = packed
         samples, pitch = self.x.shape[0], self.grid.size[1] * padded
         inner, area = self.out[0] * self.out[1], self.grid.size[0] * pitch
         m, k = samples * inner, kh * kw * channels
@@ -184,14 +193,14 @@ class _Patches:
         watch, noted = watched(self.watch, za)
         grid = (-(-m // tile.rows) * -(-outputs // tile.columns), groups)
         patches_kernel[grid](
-            held, weights, m, outputs, k, inner, self.out[1], samples * area, area, self.stride[0] * pitch,
-            self.stride[1] * padded, self.taps[0] * pitch, self.taps[1] * padded, runs * length,
+            held, weights.codes, m, outputs, k, inner, self.out[1], samples * area, area, self.stride[0] * pitch,
+            self.stride[1] * padded, self.taps[0] * pitch, self.taps[1] * padded, weights.codes.shape[2],
             out, out.stride(0), out.stride(3), out.stride(1),
-            za, sums[0], row_step, row_run, zb, sums[1].contiguous(), column_step, outputs if shared else column_run,
+            za, sums, row_step, row_run, zb, weights.sums, column_step, outputs if shared else column_run,
             0 if shared else outputs, *watch,
             CA=_offset(self.x), CB=_offset(self.w), BITS=self.register.bits or 32, UNSIGNED=self.register.unsigned,
-            WIDE=self.register.wide(k), RECORD=noted, RUNS=runs, ACROSS=across, LENGTH=length,
-            BM=tile.rows, BN=tile.columns, BK=depth, GROUP=8, **tile.launch,
+            WIDE=self.register.wide(k), RECORD=noted, RUNS=weights.runs, ACROSS=weights.across, LENGTH=weights.length,
+            BM=tile.rows, BN=tile.columns, BK=weights.depth, GROUP=8, **tile.launch,
         )  # fmt: skip
         return out
 
@@ -241,7 +250,7 @@ def conv_fprop(
     weights = w.reshape(groups, -1, *w.shape[1:]).permute(0, 1, 3, 4, 2)
     zero = as_fill(row.zero, samples, x)
     return _Patches(
-        x, zero, weights, grid, window, out, stride, taps, row, column, register, watch, channels_last
+        x, zero, weights, False, grid, window, out, stride, taps, row, column, register, watch, channels_last
     ).result()
 
 
@@ -266,10 +275,10 @@ def conv_dgrad(
     reach = [(window.kernel[i] - 1) * taps[i] for i in (0, 1)]
     offset = (window.before[0] - reach[0], window.before[1] - reach[1])
     grid = Grid((size[0] + reach[0], size[1] + reach[1]), (1, 1), offset, window.stride)
-    weights = w.reshape(groups, -1, *w.shape[1:]).permute(0, 2, 3, 4, 1).flip(2, 3)
+    weights = w.reshape(groups, -1, *w.shape[1:]).permute(0, 2, 3, 4, 1)
     zero = as_fill(row.zero, samples, dh)
     return _Patches(
-        dh, zero, weights, grid, window, size, (1, 1), taps, row, column, register, watch, channels_last
+        dh, zero, weights, True, grid, window, size, (1, 1), taps, row, column, register, watch, channels_last
     ).result()
 
 

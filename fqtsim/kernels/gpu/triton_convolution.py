@@ -54,6 +54,39 @@ def expand_kernel(
 
 
 @triton.jit
+def pack_weights_kernel(
+    w, out, sums, outputs, KH, KW, C, padded, length, total, g_stride, o_stride, h_stride, w_stride, c_stride,
+    FLIP: tl.constexpr, JOINED: tl.constexpr, TURNED: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """Copy one row of weights w (G, CO, KH, KW, C) to signed bytes out (G, CO, total) and add its codes up.
+
+    A run of `length` bytes holds the taps of a row (JOINED), or one tap, `padded` bytes each; the rest is 0. TURNED:
+    the last tap comes first.
+    """
+    row = tl.program_id(0)
+    source = w + (row // outputs).to(tl.int64) * g_stride + (row % outputs).to(tl.int64) * o_stride
+    target = out + row.to(tl.int64) * total
+    summed = tl.zeros((B,), tl.int32)
+    for first in range(0, total, B):
+        k = first + tl.arange(0, B)
+        run, at = k // length, k % length
+        if JOINED:
+            i, j, c = run, at // padded, at % padded
+        else:
+            i, j, c = run // KW, run % KW, at
+        inside = (k < total) & (j < KW) & (c < C)
+        if TURNED:
+            i, j = KH - 1 - i, KW - 1 - j
+        place = tl.where(inside, i * h_stride + j * w_stride + c * c_stride, 0)
+        codes = tl.load(source + place, mask=inside, other=0)
+        summed += codes.to(tl.int32)
+        if FLIP:  # a code less 128 is the code with its top bit changed
+            codes = tl.where(inside, codes ^ 128, 0)
+        tl.store(target + k, codes.to(tl.int8, bitcast=True), mask=k < total)
+    tl.store(sums + row, tl.sum(summed, 0).to(tl.int64))
+
+
+@triton.jit
 def patch_sums_kernel(
     places, out, count, positions, inner, Q, area, row_stride, column_stride, tap_row, tap_column, KW, terms,
     TAPS: tl.constexpr, B: tl.constexpr,
