@@ -24,6 +24,7 @@ from fqtsim.hw.spec import Datapath
 from fqtsim.kernels import freivalds
 from fqtsim.kernels.gpu import convolution
 from fqtsim.kernels.gpu import freivalds as on_device
+from fqtsim.kernels.gpu.epilogue import Register
 from fqtsim.train import loop
 from fqtsim.train import on_device as on_device_layers
 from fqtsim.train.check_report import Checks, Counts, check_report, parse_checks
@@ -258,6 +259,25 @@ def test_a_kernel_wrong_once_is_seen_by_its_sums(
     with pytest.raises(CheckFailed, match=rf"layer {seen}, .*row \d+, column \d+.*\(freivalds\)"):
         one_step(trainer, Checker(trainer.net, Checks(freivalds=1.0)))
     assert wrong.seen == 1
+
+
+def test_a_wrong_code_behind_a_register_is_seen_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a register of 14 bits wraps, its code is summed and not what it was made from."""
+    honest, seen = Register.reduce, []
+
+    def wrong(self: Register, total: torch.Tensor) -> torch.Tensor:
+        codes = honest(self, total)
+        if self.bits == 14 and not seen:
+            codes[0, 0] ^= 2
+            seen.append(self)
+        return codes
+
+    hardware = load_hardware("int8_acc32_wrap", {"datapath.levels.-1.register": "int14"})
+    trainer = branched("psq5", hardware, DeviceNative("cpu"))
+    monkeypatch.setattr(Register, "reduce", wrong)
+    with pytest.raises(CheckFailed, match=r"wgrad, row 0, column 0.*\(freivalds\)"):
+        one_step(trainer, Checker(trainer.net, Checks(freivalds=1.0)))
+    assert seen
 
 
 def test_a_sum_without_a_wrong_number_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:

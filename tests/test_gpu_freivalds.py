@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from convolutions import geometries
+from convolutions import GEOMETRIES, geometries
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_products import conv_cases, on_device
 
+from fqtsim.backends.checksum import row_words
 from fqtsim.backends.direct import Walk
 from fqtsim.kernels import freivalds as on_host
 from fqtsim.kernels.gpu import freivalds
 from fqtsim.kernels.gpu.launch import through_interpreter
+from fqtsim.train.expected_sums import expected_sums
 from fqtsim.train.geometry import Window
 from fqtsim.train.lowering import backward_walk, forward_walk
 
@@ -60,6 +64,33 @@ def test_sums_of_matrices(rows: int, columns: int, kind: Any) -> None:
         assert np.array_equal(all_forms(freivalds.combine, tensor(weights), given_), expected)
         assert np.array_equal(all_forms(freivalds.combine_rows, tensor(weights), given_.t()), expected)
     assert np.array_equal(on_host.combine_rows(weights, np.ascontiguousarray(matrix.T)), expected)
+
+
+def test_matrices_of_groups_beside_each_other() -> None:
+    rng = np.random.default_rng(2)
+    matrix, weights = rng.integers(-128, 128, (3, 40, 7)).astype(np.int8), words(rng, 2, 3, 40)
+    expected = np.concatenate([on_host.combine(np.ascontiguousarray(weights[:, g]), matrix[g]) for g in range(3)], 1)
+    spread = tensor(weights.transpose(2, 0, 1)).permute(1, 2, 0)
+    assert not spread.is_contiguous()
+    last = torch.from_numpy(np.ascontiguousarray(matrix.transpose(1, 2, 0))).permute(2, 0, 1)
+    for given_ in (torch.from_numpy(matrix), last):
+        assert np.array_equal(all_forms(freivalds.combine, spread, given_), expected)
+        assert np.array_equal(all_forms(freivalds.combine_rows, spread, given_.transpose(1, 2)), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("window", "size"), GEOMETRIES)
+def test_what_products_must_sum_to(window: Window, size: tuple[int, int], groups: int, channels: int) -> None:
+    """One channel a group and kernels of 1 x 1 leave sums in strides that no other case has."""
+    rng = np.random.default_rng(3)
+    for product, _ in conv_cases(rng, window, size, groups, False, channels):
+        m = product.shape[0]
+        outer = math.prod(window.kernel) if product.names[1] == "wgrad" else len(product.a.codes)
+        drawn = words(rng, 2 * (outer + m // outer))
+        expected = expected_sums(product, row_words(drawn.copy(), outer, m // outer))
+        there, own = on_device(product), row_words(tensor(drawn.copy()), outer, m // outer)
+        assert np.array_equal(all_forms(expected_sums, there, own), expected)
 
 
 def test_a_code_that_every_row_shares() -> None:

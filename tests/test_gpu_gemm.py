@@ -90,7 +90,7 @@ def test_scaled_products_equal_the_numba_epilogue(types: tuple[Any, Any], regist
     assert torch.equal(rowless, summed)
     words = (outer.long()[:, :, None] * inner.long()[:, None]).reshape(2, -1) % (1 << 32)
     # As the matrices are small, int64 holds the sums of 32-bit words times sums of 8-bit codes.
-    wanted = (words @ (a.long() @ b.long())) % (1 << 32)
+    wanted = (words @ acc) % (1 << 32)
     assert all(torch.equal(one.out[0].long() % (1 << 32), wanted) for one in sums)
     assert np.array_equal(composed.numpy(), want)
     assert np.array_equal(fused.numpy(), want)

@@ -99,17 +99,17 @@ def shifted(rng: np.random.Generator, operand: Operand, wanted: bool) -> Operand
 
 
 def conv_cases(
-    rng: np.random.Generator, window: Window, size: tuple[int, int], groups: int, offsets: bool
+    rng: np.random.Generator, window: Window, size: tuple[int, int], groups: int, offsets: bool, channels: int = 2
 ) -> list[tuple[Product, Seen]]:
-    """Return all three products of one convolution, with what the backend saw."""
-    inputs, outputs, samples = 2 * groups, 3 * groups, 3
+    """Return all three products of one convolution, with what the backend saw; channels: inputs of a group."""
+    inputs, outputs, samples = channels * groups, (channels + 1) * groups, 3
 
     def made(shape: tuple[int, ...], kind: Any, steps: int | None) -> Operand:
         return shifted(rng, random_operand(rng, shape, kind, steps, 128), offsets)
 
     out_size = window.positions(size)
     x, whole = (made((samples, inputs, *size), np.uint8, steps) for steps in (samples, None))
-    w, per_channel = (made((outputs, 2, *window.kernel), np.int8, steps) for steps in (None, outputs))
+    w, per_channel = (made((outputs, channels, *window.kernel), np.int8, steps) for steps in (None, outputs))
     dh, one = (made((samples, outputs, *out_size), np.int8, steps) for steps in (samples, None))
     columns = made((outputs, samples, *out_size), np.int8, outputs).with_rows_at(1)
     found = []

@@ -120,6 +120,11 @@ def test_replays_are_the_steps_they_were_recorded_from(model: str, recipe: str, 
     assert recorder.replayed == 7
 
 
+def train_once(trainer: fqtsim.Trainer) -> None:
+    x, y = training_batch(DATA, 0, trainer.step_index, 8)
+    trainer.step(torch.from_numpy(x), torch.from_numpy(y))
+
+
 def checked(trainer: fqtsim.Trainer, asked: str) -> Checker:
     return Checker(trainer.net, parse_checks(asked))
 
@@ -149,6 +154,15 @@ def test_checked_steps_are_replayed_and_a_wrong_one_is_seen(monkeypatch: pytest.
     # Seen by the look of whoever looks, in a step that was recorded while the kernel was right.
     with pytest.raises(CheckFailed, match=r"step 10, layer 'conv', wgrad, "):
         train(ours, [8], checker)
+
+    def wrong_first() -> None:
+        with checker.watching():
+            train_once(ours)
+            monkeypatch.setattr(on_device.convolution, "conv_wgrad", honest)
+            train_once(ours)
+
+    with pytest.raises(CheckFailed, match=r"step 11, layer 'conv', wgrad, "):
+        wrong_first()
 
 
 @pytest.mark.parametrize("asked", ["sample:0.5", "freivalds:0.5", "freivalds,sample:0.1"])
@@ -223,6 +237,26 @@ def test_a_device_that_cannot_record_says_so_and_goes_on() -> None:
     expected = trainer_of("dropout", "bhq5", WRAP, "emulator")
     train(expected, [8] * 4)
     assert outcome(trainer) == outcome(expected)
+
+
+def test_a_step_that_does_not_fit_beside_its_checks_goes_on_without_a_recording(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recorder, theirs = Recorder(), trainer_of("dropout", "psq5", WRAP, "emulator")
+    ours = trainer_of("dropout", "psq5", WRAP, device(DeviceNative, recorder))
+    checker, compute = checked(ours, "freivalds"), ours.next_state
+
+    def too_large(*args: Any) -> Any:
+        compute(*args)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    train(ours, [8], checker)
+    monkeypatch.setattr(ours, "next_state", lambda *args: too_large(*args) if len(args) > 3 else compute(*args))
+    with pytest.warns(UserWarning, match=r"recording one failed \(CUDA out of memory\)"):
+        train(ours, [8, 8], checker)
+    train(theirs, [8, 8, 8])
+    assert outcome(ours) == outcome(theirs)
+    assert (recorder.recorded, checker.counts.products) == (0, 3 * 5)
 
 
 def test_observed_and_changed_steps_are_not_replayed() -> None:

@@ -80,9 +80,10 @@ class Found:
         self.differences = _joined(queue.waiting)
 
     def put(self, queue: Queue, step: int) -> None:
-        """Let it wait in a queue."""
+        """Let it wait in a queue, where the next replay does not reach it."""
         if self.checks:
-            queue.waiting.append(_Waiting(step, self.checks, self.differences))
+            differences = None if self.differences is None else self.differences.clone()
+            queue.waiting.append(_Waiting(step, self.checks, differences))
 
     def tensors(self) -> list[torch.Tensor]:
         """Return what a replay computes anew."""

@@ -22,7 +22,7 @@ from fqtsim.train.products import ConvGradient, ConvImages, LinearGradient, Prod
 
 
 def expected_sums(product: Product, words: RowWords) -> Array:
-    """Return uint32 (2, groups * N), or an int64 tensor of the product's device."""
+    """Return uint32 (2, groups * N), or an int32 tensor of the product's device."""
     tensors = isinstance(product.out, torch.Tensor)
     if isinstance(product, ConvImages):
         return _image_tensors(product, words) if tensors else _images(product, words)
@@ -90,9 +90,8 @@ def _image_tensors(product: ConvImages, words: RowWords) -> torch.Tensor:
     images = on_device.combine(words.outer, codes.reshape(samples, -1)).reshape(2, *codes.shape[1:])
     fill = on_device.combine(words.outer, _zeros(product.a, samples)).reshape(2)
     met = on_device.tap_sums(images, fill, product.walk, words.inner).reshape(2, -1, groups, channels // groups)
-    parts = (met[:, :, g].reshape(2, -1) for g in range(groups))
-    rows = (weight.reshape(len(weight), -1) for weight in _weights(product))
-    return torch.cat([on_device.combine_rows(*pair) for pair in zip(parts, rows, strict=True)], 1)
+    weights = _weights(product)
+    return on_device.combine_rows(met.transpose(1, 2).reshape(2, groups, -1), weights.reshape(*weights.shape[:2], -1))
 
 
 def _gradient_tensors(product: ConvGradient, words: RowWords) -> torch.Tensor:
@@ -102,4 +101,4 @@ def _gradient_tensors(product: ConvGradient, words: RowWords) -> torch.Tensor:
     fill = words.inner.sum(1, dtype=torch.int32)[:, None] * _zeros(product.a, samples)[:, 0].to(torch.int32)
     met = on_device.patch_sums(images.reshape(2, samples, height, width, groups), fill, product.walk, words.outer)
     dh = product.b.codes.permute(0, 2, 3, 1).reshape(met.shape[1], groups, -1)
-    return torch.cat([on_device.combine(met[:, :, g].contiguous(), dh[:, g]) for g in range(groups)], 1)
+    return on_device.combine(met.transpose(1, 2), dh.transpose(0, 1))

@@ -178,21 +178,19 @@ class RecordedSteps:
         )  # fmt: skip
         inputs.fill(x, labels, rate, net.step_index)
         # The recorded program itself, once: a kernel that is first met while it is recorded could not be loaded there.
-        expected = self._program(inputs, labels)
+        try:
+            expected = self._program(inputs, labels)
+        except torch.OutOfMemoryError as error:  # checks keep more of such a step than of any other
+            self._refuse(error)
+            assign(buffers, before)
+            net.forget_backward()
+            return None
         after, noted = [buffer.clone() for buffer in buffers], p.faults.flags.clone()
         net.zero_grad(set_to_none=True)
         try:
             recording = self._record(inputs)
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            self._refused = True
-            first: BaseException = error
-            while first.__context__ is not None:  # the end of a capture that failed fails, too
-                first = first.__context__
-            reason = str(first).strip().partition("\n")[0]
-            warnings.warn(
-                f"steps are launched kernel by kernel, slower and with the same bits: recording one failed ({reason})",
-                stacklevel=2,
-            )
+            self._refuse(error)
         else:
             assign(buffers, before)
             recording.replay()
@@ -207,6 +205,17 @@ class RecordedSteps:
         self._count(expected)
         p.faults.expect(expected.sites, net.step_index)
         return expected.state
+
+    def _refuse(self, error: BaseException) -> None:
+        """Record nothing from now on, and say why."""
+        self._refused = True
+        while error.__context__ is not None:  # the end of a capture that failed fails, too
+            error = error.__context__
+        reason = str(error).strip().partition("\n")[0]
+        warnings.warn(
+            f"steps are launched kernel by kernel, slower and with the same bits: recording one failed ({reason})",
+            stacklevel=3,
+        )
 
     def _program(self, inputs: _Inputs, labels: Array | None = None) -> _Outcome:
         """Compute a step from what lies in the inputs: to record it, or, with labels to check, as any step."""

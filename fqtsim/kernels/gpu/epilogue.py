@@ -90,7 +90,7 @@ WRAP32 = Register(32)
 
 @dataclass(frozen=True)
 class Sums:
-    """Where the sums of the accumulators with random words go, modulo 2**32 (fqtsim/backends/checksum.py)."""
+    """Where the sums of codes with random words go, modulo 2**32 (fqtsim/backends/checksum.py)."""
 
     #: int32 (2, R) and (2, S): the word of row i * S + j is outer[., i] * inner[., j].
     outer: torch.Tensor
@@ -98,9 +98,9 @@ class Sums:
     #: int32 (G, 2, N), zeros before.
     out: torch.Tensor
 
-    def add(self, acc: torch.Tensor) -> None:
-        """Add what accumulators (M, N) of the first group sum to."""
-        self.out[0] += combine((self.outer[:, :, None] * self.inner[:, None, :]).reshape(2, -1), acc)
+    def add(self, codes: torch.Tensor) -> None:
+        """Add what codes (M, N) of the first group sum to."""
+        self.out[0] += combine((self.outer[:, :, None] * self.inner[:, None, :]).reshape(2, -1), codes)
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,11 @@ class Watch:
         rails = ((held == self.low) | (held == self.high)).sum()
         low, high = torch.minimum(self.record[0], acc.min()), torch.maximum(self.record[1], acc.max())
         self.record.copy_(torch.stack((low, high, self.record[2] + rails, altered)))
-        if self.sums is not None:
-            self.sums.add(acc)
+
+    def sum(self, codes: torch.Tensor) -> None:
+        """Add what codes (M, N), of the first group, sum to, where that is wanted."""
+        if self.sums is not None and codes.numel():
+            self.sums.add(codes)
 
 
 def watched(watch: Watch | None, nothing: torch.Tensor) -> tuple[tuple[object, ...], int]:

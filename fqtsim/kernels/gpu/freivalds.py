@@ -50,7 +50,7 @@ def words32(sums: torch.Tensor) -> torch.Tensor:
 
 
 def composed_combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """As `combine`, by torch operations.
+    """As `combine` of one matrix, by torch operations.
 
     By float64 products of 16-bit halves: each product is below 2**32 and at most 2**20 are summed, so that every
     partial sum, in whatever order, is an integer below 2**53 and exact.
@@ -73,38 +73,52 @@ def composed_combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tenso
     return words32(total)
 
 
+def _grouped(weights: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights (2, G, R) and matrices (G, R, C) of one group or several."""
+    return (weights, matrix) if matrix.ndim == 3 else (weights[:, None], matrix[None])
+
+
 def combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return weights (2, R), int32, times an integer matrix (R, C) of any strides: int32 (2, C)."""
+    """Return weights (2, R), int32, times an integer matrix (R, C): int32 (2, C). Any strides.
+
+    Of several, weights (2, G, R) and matrices (G, R, C), side by side: (2, G * C).
+    """
+    weights, matrix = _grouped(weights, matrix)
     if not (matrix.numel() and is_fused(matrix)):
-        return composed_combine(weights, matrix)
+        return beside([composed_combine(weights[:, g], one) for g, one in enumerate(matrix)])
     from fqtsim.kernels.gpu.triton_freivalds import combine_kernel
 
-    rows, columns = matrix.shape
-    out = torch.zeros((2, columns), dtype=torch.int32, device=matrix.device)
+    groups, rows, columns = matrix.shape
+    out = torch.zeros((2, groups * columns), dtype=torch.int32, device=matrix.device)
     wide = tune.power_of_two(columns, 1, 128)
     tall = 2048 // wide
     # A program takes several tiles where there are many rows: fewer atomic additions.
     tiles = max(1, min(16, rows // (tall * 64)))
-    grid = (-(-columns // wide) * -(-rows // (tall * tiles)),)
+    grid = (-(-columns // wide) * -(-rows // (tall * tiles)), groups)
     combine_kernel[grid](
-        weights, matrix, out, rows, columns, matrix.stride(0), matrix.stride(1),
-        TILES=tiles, BR=tall, BC=wide, enable_fp_fusion=False,
+        weights, matrix, out, rows, columns, *weights.stride(), *matrix.stride(), TILES=tiles, BR=tall, BC=wide,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
 
 def combine_rows(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Return what each row of an integer matrix (R, K) sums to with weights (2, K), int32: int32 (2, R)."""
+    """Return what each row of an integer matrix (R, K) sums to with weights (2, K), int32: int32 (2, R). Any strides.
+
+    Of several, weights (2, G, K) and matrices (G, R, K), side by side: (2, G * R).
+    """
+    weights, matrix = _grouped(weights, matrix)
     if not (matrix.numel() and is_fused(matrix)):
-        return composed_combine(weights, matrix.t())
+        return beside([composed_combine(weights[:, g], one.t()) for g, one in enumerate(matrix)])
     from fqtsim.kernels.gpu.triton_freivalds import combine_rows_kernel
 
-    rows, terms = matrix.shape
-    out = torch.empty((2, rows), dtype=torch.int32, device=matrix.device)
+    groups, rows, terms = matrix.shape
+    out = torch.empty((2, groups * rows), dtype=torch.int32, device=matrix.device)
     wide = tune.power_of_two(terms, 1, 256)
     tall = tune.power_of_two(rows, 1, 2048 // wide)
-    combine_rows_kernel[(-(-rows // tall),)](
-        weights, matrix, out, rows, terms, matrix.stride(0), matrix.stride(1), BR=tall, BK=wide, enable_fp_fusion=False
+    combine_rows_kernel[(-(-rows // tall), groups)](
+        weights, matrix, out, rows, terms, *weights.stride(), *matrix.stride(), BR=tall, BK=wide,
+        enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -131,7 +145,7 @@ def _arguments(walk: Walk, size: Pair) -> tuple[int, ...]:
 def tap_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torch.Tensor) -> torch.Tensor:
     """Return what each tap meets at all outputs, summed with their words: int32 (2, KH * KW, C).
 
-    images int32 (2, H, W, C), contiguous; fill (2,): what stands where there is none; words (2, OH * OW).
+    images int32 (2, H, W, C); fill (2,): what stands where there is none; words (2, OH * OW).
     """
     _, height, width, channels = images.shape
     taps, (rows, columns) = walk.taps[0] * walk.taps[1], walk.outputs
@@ -141,6 +155,7 @@ def tap_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torch.
         return words32(met.sum((1, 3))).reshape(2, taps, channels)
     from fqtsim.kernels.gpu.triton_freivalds import word_taps_kernel
 
+    images, fill, words = (x.contiguous() for x in (images, fill, words))
     out = torch.empty((2, taps, channels), dtype=torch.int32, device=images.device)
     wide = tune.power_of_two(channels, 1, 64)
     word_taps_kernel[(taps * -(-channels // wide), 2)](
@@ -153,7 +168,7 @@ def tap_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torch.
 def patch_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torch.Tensor) -> torch.Tensor:
     """Return what the taps of each output meet, summed with their words: int32 (2, N * OH * OW, G).
 
-    images int32 (2, N, H, W, G), contiguous; fill (2, N): what stands where there is none; words (2, KH * KW).
+    images int32 (2, N, H, W, G); fill (2, N): what stands where there is none; words (2, KH * KW).
     """
     _, samples, height, width, groups = images.shape
     rows, columns = walk.outputs
@@ -164,6 +179,7 @@ def patch_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torc
         return words32(met.sum((3, 5))).reshape(2, -1, groups)
     from fqtsim.kernels.gpu.triton_freivalds import word_patches_kernel
 
+    images, fill, words = (x.contiguous() for x in (images, fill, words))
     count = samples * rows * columns * groups
     out = torch.empty((2, samples * rows * columns, groups), dtype=torch.int32, device=images.device)
     word_patches_kernel[(-(-count // 256), 2)](

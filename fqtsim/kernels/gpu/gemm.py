@@ -189,6 +189,7 @@ def composed_int8_gemm_scaled(
     codes = register.reduce(total)
     if watch is not None:
         watch.note(total if register.exact else total.to(torch.int32), codes if register.counted else None)
+        watch.sum(codes)
     sums = a.sum(1, dtype=torch.int64), b.sum(0, dtype=torch.int64)
     return composed_finish(codes, a.shape[1], row, sums[0], column, sums[1], rows)
 
@@ -211,6 +212,7 @@ def int8_gemm_scaled(
         codes = register.reduce(acc)
         if watch is not None:
             watch.note(acc, codes if register.counted else None)
+            watch.sum(codes)
         sums = pack(a, True).sums, pack(b.t(), True).sums
         return finish(codes, k, row, sums[0], column, sums[1], rows, channels_last=channels_last)
     sums_rows = watch is not None and watch.sums is not None
@@ -244,10 +246,12 @@ class _Scaled:
         """Return the product by one form."""
         if tile.library:
             acc = _sums(self.a, self.b, tile, None)
+            codes = self.register.reduce(acc)
             if self.watch is not None:
                 self.watch.note(acc)
+                self.watch.sum(codes)
             return finish(
-                self.register.reduce(acc), self.a.codes.shape[1], self.row, self.a.sums, self.column, self.b.sums,
+                codes, self.a.codes.shape[1], self.row, self.a.sums, self.column, self.b.sums,
                 self.rows, channels_last=self.channels_last,
             )  # fmt: skip
         return self._fused(tile)

@@ -218,7 +218,7 @@ def wgrad_finish_kernel(
         if COUNTED:
             tl.atomic_add(record + 3, tl.sum(tl.sum((inside & (code != value)).to(tl.int64), 1), 0))
     if RECORD == 2:
-        own, total = sums + ni // per_group * (2 * per_group) + ni % per_group, value.to(tl.int32)
+        own, total = sums + ni // per_group * (2 * per_group) + ni % per_group, code.to(tl.int32)
         tap, channel = mi // channels, mi % channels
         for r in tl.static_range(2):
             word = tl.load(outer_words + r * taps + tap) * tl.load(inner_words + r * channels + channel)

@@ -11,36 +11,43 @@ import triton.language as tl
 
 @triton.jit
 def combine_kernel(
-    weights, matrix, out, R, C, r_stride, c_stride, TILES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr
+    weights, matrix, out, R, C, one_stride, wg_stride, w_stride, g_stride, r_stride, c_stride,
+    TILES: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Add weights (2, R) times some rows and columns of a matrix (R, C) to out (2, C)."""
-    across = tl.cdiv(C, BC)
+    """Add weights (2, G, R) times some rows and columns of matrices (G, R, C) to out (2, G, C)."""
+    across, group, groups = tl.cdiv(C, BC), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     c = tl.program_id(0) % across * BC + tl.arange(0, BC)
-    first = tl.program_id(0) // across * (BR * TILES)
+    first = (tl.program_id(0) // across).to(tl.int64) * (BR * TILES)
     one, two = tl.zeros((BC,), tl.int32), tl.zeros((BC,), tl.int32)
     for tile in range(TILES):
         r = first + tile * BR + tl.arange(0, BR)
-        at = r.to(tl.int64)[:, None] * r_stride + c.to(tl.int64)[None, :] * c_stride
+        at = group * g_stride + r[:, None] * r_stride + c.to(tl.int64)[None, :] * c_stride
         codes = tl.load(matrix + at, mask=(r < R)[:, None] & (c < C)[None, :], other=0).to(tl.int32)
-        one += tl.sum(tl.load(weights + r, mask=r < R, other=0)[:, None] * codes, 0)
-        two += tl.sum(tl.load(weights + R + r, mask=r < R, other=0)[:, None] * codes, 0)
-    tl.atomic_add(out + c, one, mask=c < C)
-    tl.atomic_add(out + C + c, two, mask=c < C)
+        own = weights + group * wg_stride + r * w_stride
+        one += tl.sum(tl.load(own, mask=r < R, other=0)[:, None] * codes, 0)
+        two += tl.sum(tl.load(own + one_stride, mask=r < R, other=0)[:, None] * codes, 0)
+    tl.atomic_add(out + group * C + c, one, mask=c < C)
+    tl.atomic_add(out + (groups + group) * C + c, two, mask=c < C)
 
 
 @triton.jit
-def combine_rows_kernel(weights, matrix, out, R, K, r_stride, k_stride, BR: tl.constexpr, BK: tl.constexpr):
-    """Write what some rows of a matrix (R, K) sum to with weights (2, K) to out (2, R)."""
-    r = tl.program_id(0) * BR + tl.arange(0, BR)
+def combine_rows_kernel(
+    weights, matrix, out, R, K, one_stride, wg_stride, w_stride, g_stride, r_stride, k_stride,
+    BR: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """Write what some rows of matrices (G, R, K) sum to with weights (2, G, K) to out (2, G, R)."""
+    group, groups = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
     one, two = tl.zeros((BR,), tl.int32), tl.zeros((BR,), tl.int32)
     for first in range(0, K, BK):
         k = first + tl.arange(0, BK)
-        at = r.to(tl.int64)[:, None] * r_stride + k.to(tl.int64)[None, :] * k_stride
+        at = group * g_stride + r[:, None] * r_stride + k.to(tl.int64)[None, :] * k_stride
         codes = tl.load(matrix + at, mask=(r < R)[:, None] & (k < K)[None, :], other=0).to(tl.int32)
-        one += tl.sum(tl.load(weights + k, mask=k < K, other=0)[None, :] * codes, 1)
-        two += tl.sum(tl.load(weights + K + k, mask=k < K, other=0)[None, :] * codes, 1)
-    tl.store(out + r, one, mask=r < R)
-    tl.store(out + R + r, two, mask=r < R)
+        own = weights + group * wg_stride + k.to(tl.int64) * w_stride
+        one += tl.sum(tl.load(own, mask=k < K, other=0)[None, :] * codes, 1)
+        two += tl.sum(tl.load(own + one_stride, mask=k < K, other=0)[None, :] * codes, 1)
+    tl.store(out + group * R + r, one, mask=r < R)
+    tl.store(out + (groups + group) * R + r, two, mask=r < R)
 
 
 @triton.jit
@@ -82,7 +89,7 @@ def word_patches_kernel(
     hole_h, hole_w, B: tl.constexpr,
 ):  # fmt: skip
     """Write what all taps of some outputs meet of images (2, N, H, W, G), summed with words (2, KH * KW)."""
-    i = tl.program_id(0) * B + tl.arange(0, B)
+    i = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     r = tl.program_id(1)
     g, p, n = i % G, i // G % (OH * OW), tl.minimum(i // G // (OH * OW), N - 1)
     blank = tl.load(fill + r * N + n)

@@ -131,10 +131,10 @@ def finish(
     acc = given_codes(acc, sa, sb, K, CA, CB)
     if RECORD:
         note(watch[0], acc, inside, watch[1], watch[2])
-    if RECORD == 2:
-        add_sums(watch, acc, m, n, M, N)
     if BITS < 32:
         acc = acc & ((1 << BITS) - 1) if UNSIGNED else (acc << (32 - BITS)) >> (32 - BITS)
+    if RECORD == 2:
+        add_sums(watch, acc, m, n, M, N)
     if BITS == 32 and UNSIGNED:
         acc = acc.to(tl.int64) & 0xFFFFFFFF
     if DROPPED > 0:
