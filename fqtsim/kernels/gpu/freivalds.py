@@ -18,6 +18,8 @@ from fqtsim.kernels.gpu.launch import is_fused
 MASK = 0xFFFFFFFF
 MOST_TERMS, MOST_ELEMENTS = 1 << 20, 1 << 24
 """Rows that one float64 product sums, and codes that are float64 at a time."""
+PROGRAMS = 256
+"""Programs among which a sum is shared out, at least, where it is long."""
 Pair = tuple[int, int]
 
 
@@ -93,7 +95,7 @@ def combine(weights: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     wide = tune.power_of_two(columns, 1, 128)
     tall = 2048 // wide
     # A program takes several tiles where there are many rows: fewer atomic additions.
-    tiles = max(1, min(16, rows // (tall * 64)))
+    tiles = max(1, min(16, rows // (tall * PROGRAMS)))
     grid = (-(-columns // wide) * -(-rows // (tall * tiles)), groups)
     combine_kernel[grid](
         weights, matrix, out, rows, columns, *weights.stride(), *matrix.stride(), TILES=tiles, BR=tall, BC=wide,
@@ -156,10 +158,13 @@ def tap_sums(images: torch.Tensor, fill: torch.Tensor, walk: Walk, words: torch.
     from fqtsim.kernels.gpu.triton_freivalds import word_taps_kernel
 
     images, fill, words = (x.contiguous() for x in (images, fill, words))
-    out = torch.empty((2, taps, channels), dtype=torch.int32, device=images.device)
     wide = tune.power_of_two(channels, 1, 64)
-    word_taps_kernel[(taps * -(-channels // wide), 2)](
-        images, fill, words, out, channels, *_arguments(walk, (height, width)), BP=1024 // wide, BC=wide,
+    tall, sums = 1024 // wide, taps * -(-channels // wide)
+    parts = max(1, min(PROGRAMS // (2 * sums), -(-rows * columns // tall)))
+    make = torch.empty if parts == 1 else torch.zeros
+    out = make((2, taps, channels), dtype=torch.int32, device=images.device)
+    word_taps_kernel[(sums, 2, parts)](
+        images, fill, words, out, channels, *_arguments(walk, (height, width)), PARTS=parts, BP=tall, BC=wide,
         enable_fp_fusion=False,
     )  # fmt: skip
     return out

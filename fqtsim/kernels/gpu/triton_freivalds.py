@@ -62,15 +62,18 @@ def place(o, t, step, tap, offset, hole, size):
 @triton.jit
 def word_taps_kernel(
     images, fill, words, out, C, H, W, OH, OW, KH, KW, step_h, step_w, tap_h, tap_w, offset_h, offset_w, hole_h, hole_w,
-    BP: tl.constexpr, BC: tl.constexpr,
+    PARTS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Write what one tap meets of some channels of images (2, H, W, C), summed with words (2, OH * OW)."""
+    """Write what one tap meets of some channels of images (2, H, W, C), summed with words (2, OH * OW).
+
+    Several parts of the outputs add to an out of zeros.
+    """
     across = tl.cdiv(C, BC)
     tap, r = tl.program_id(0) // across, tl.program_id(1)
     c = tl.program_id(0) % across * BC + tl.arange(0, BC)
     blank = tl.load(fill + r)
     total = tl.zeros((BC,), tl.int32)
-    for first in range(0, OH * OW, BP):
+    for first in range(tl.program_id(2) * BP, OH * OW, PARTS * BP):
         p = first + tl.arange(0, BP)
         y, met_y = place(p // OW, tap // KW, step_h, tap_h, offset_h, hole_h, H)
         x, met_x = place(p % OW, tap % KW, step_w, tap_w, offset_w, hole_w, W)
@@ -80,7 +83,10 @@ def word_taps_kernel(
         values = tl.where(met[:, None], values, blank)
         word = tl.load(words + r * (OH * OW) + p, mask=p < OH * OW, other=0)
         total += tl.sum(word[:, None] * values, 0)
-    tl.store(out + (r * (KH * KW) + tap) * C + c, total, mask=c < C)
+    if PARTS == 1:
+        tl.store(out + (r * (KH * KW) + tap) * C + c, total, mask=c < C)
+    else:
+        tl.atomic_add(out + (r * (KH * KW) + tap) * C + c, total, mask=c < C)
 
 
 @triton.jit
