@@ -18,6 +18,8 @@ Words = np.ndarray[Any, np.dtype[np.uint32]]
 
 STRIP = 1 << 11
 """Columns that are summed at a time, so that their sums stay in the first-level cache."""
+EASY = 8
+"""Codes of a matrix that are summed in the time of one element that goes as fast as memory does (threads.parts)."""
 HELD_WORDS = 1 << 15
 """Sums of images that are held at a time."""
 
@@ -47,7 +49,7 @@ def grid_of(outputs: Any, taps: Any, step: Any, tap: Any, offset: Any, hole: Any
 
 def combine(weights: Words, matrix: np.ndarray[Any, Any]) -> Words:
     """Return weights (2, R) times an integer matrix (R, C), modulo 2**32: uint32 (2, C)."""
-    ranges = threads.parts(matrix.shape[0], matrix.shape[1])
+    ranges = threads.parts(matrix.shape[0], matrix.shape[1] // EASY, quick=True)
 
     def part(first: int, last: int) -> Words:
         out = np.zeros((2, matrix.shape[1]), np.uint32)
@@ -76,7 +78,8 @@ def tap_sums(images: Words, fill: Words, grid: Grid, words: Words, taps: tuple[i
     if grid.step[1] == 1:  # rows of a plane one behind the other, past whose ends words are 0
         wide = np.zeros((2, words.shape[1], grid.size[1] * grid.step[0]), np.uint32)
         wide[:, :, : words.shape[2]] = words
-        words = wide.reshape(2, 1, -1)[:, :, : (words.shape[1] - 1) * wide.shape[2] + words.shape[2]]
+        count = (words.shape[1] - 1) * wide.shape[2] + words.shape[2]
+        words = np.ascontiguousarray(wide.reshape(2, 1, -1)[:, :, :count])
     ranges = threads.parts(images.shape[1], out.shape[2] * words.size, quick=True)
     threads.run(lambda first, last: _tap_sums(images, fill, grid, words, taps[1], out, first, last), ranges)
     return out
@@ -116,6 +119,15 @@ def gradient_sums(
 
 
 @inner
+def multiplied(total: Any, word: Any, code: Any) -> Any:
+    """Return total + word * code, all uint32.
+
+    Cut to 32 bits at every operation: Numba makes 64 of them, whose products take twice as long in vectors.
+    """
+    return np.uint32(total + np.uint32(word * code))
+
+
+@inner
 def _add_rows(weights: Any, matrix: Any, out: Any, first: int, last: int) -> None:
     """Add weights (2, R) times rows first..last of a matrix (R, C) to out (2, C)."""
     columns = matrix.shape[1]
@@ -130,14 +142,16 @@ def _add_rows(weights: Any, matrix: Any, out: Any, first: int, last: int) -> Non
             v0, v1, v2, v3 = weights[1, row], weights[1, row + 1], weights[1, row + 2], weights[1, row + 3]
             for i in range(right - left):
                 x0, x1, x2, x3 = np.uint32(m0[i]), np.uint32(m1[i]), np.uint32(m2[i]), np.uint32(m3[i])
-                odd[i] = np.uint32(odd[i] + u0 * x0 + u1 * x1 + u2 * x2 + u3 * x3)
-                even[i] = np.uint32(even[i] + v0 * x0 + v1 * x1 + v2 * x2 + v3 * x3)
+                two = multiplied(multiplied(odd[i], u0, x0), u1, x1)
+                odd[i] = multiplied(multiplied(two, u2, x2), u3, x3)
+                two = multiplied(multiplied(even[i], v0, x0), v1, x1)
+                even[i] = multiplied(multiplied(two, v2, x2), v3, x3)
             row += 4
         for rest in range(row, last):
             for i in range(left, right):
                 x = np.uint32(matrix[rest, i])
-                out[0, i] = np.uint32(out[0, i] + weights[0, rest] * x)
-                out[1, i] = np.uint32(out[1, i] + weights[1, rest] * x)
+                out[0, i] = multiplied(out[0, i], weights[0, rest], x)
+                out[1, i] = multiplied(out[1, i], weights[1, rest], x)
 
 
 @kernel
@@ -151,8 +165,7 @@ def weigh(first: Any, second: Any, codes: Any) -> Any:
     odd, even = np.uint32(0), np.uint32(0)
     for i in range(codes.size):
         x = np.uint32(codes[i])
-        odd = np.uint32(odd + first[i] * x)
-        even = np.uint32(even + second[i] * x)
+        odd, even = multiplied(odd, first[i], x), multiplied(even, second[i], x)
     return odd, even
 
 
@@ -191,7 +204,7 @@ def _lay(image: Any, width: int, fill: Any, grid: Any, plane: Any) -> None:
 def _dot(words: Any, line: Any) -> Any:
     total = np.uint32(0)
     for i in range(words.size):
-        total = np.uint32(total + words[i] * line[i])
+        total = multiplied(total, words[i], line[i])
     return total
 
 
@@ -212,7 +225,7 @@ def _tap_sums(images: Any, fill: Any, grid: Any, words: Any, kw: int, out: Any, 
                 for y in range(words.shape[1]):
                     start = place + y * grid.step[0] * width
                     for i in range(words.shape[2]):
-                        total = np.uint32(total + words[r, y, i] * plane[start + i * step])
+                        total = multiplied(total, words[r, y, i], plane[start + i * step])
                 out[r, c, t] = total
 
 
@@ -227,14 +240,14 @@ def _channel_sums(words: Any, x: Any, out: Any) -> None:
 @inner
 def _add_scaled(word: Any, line: Any, out: Any) -> None:
     for i in range(out.size):
-        out[i] = np.uint32(out[i] + word * line[i])
+        out[i] = multiplied(out[i], word, line[i])
 
 
 @inner
 def _add_three(words: Any, line: Any, second: Any, third: Any, out: Any) -> None:
     one, two, three = words[0], words[1], words[2]
     for i in range(out.size):
-        out[i] = np.uint32(out[i] + one * line[i] + two * second[i] + three * third[i])
+        out[i] = multiplied(multiplied(multiplied(out[i], one, line[i]), two, second[i]), three, third[i])
 
 
 @inner
@@ -276,7 +289,7 @@ def _patch_sums(images: Any, width: int, fill: Any, grid: Any, tap_words: Any, c
                         start = place + j * grid.tap[1] + y * grid.step[0] * across
                         for x in range(columns):
                             met = plane[start + x * grid.step[1]]
-                            own[y * columns + x] = np.uint32(own[y * columns + x] + word * met)
+                            own[y * columns + x] = multiplied(own[y * columns + x], word, met)
             if dense:
                 for y in range(rows):
                     _copy(flat[y * across :], own[y * columns : (y + 1) * columns])
