@@ -16,6 +16,7 @@ from fqtsim.backends import direct
 from fqtsim.backends.base import Array, GemmResult
 from fqtsim.backends.device import DeviceEmulator, DeviceNative
 from fqtsim.backends.emulator import Emulator
+from fqtsim.backends.stepwise import Stepwise
 from fqtsim.cli import main
 from fqtsim.data.batches import training_batch
 from fqtsim.errors import InputError
@@ -88,6 +89,23 @@ def test_freivalds_sees_every_single_wrong_output(bit: int) -> None:
     assert "step 1, layer '1', fprop, row 3, column 2: emulator has" in str(error)
     assert trainer.digest().hex == before
     assert trainer.net.checks is None
+
+
+class WrongStepwise(Stepwise):
+    """The backend whose own code says what is right, wrong in one output."""
+
+    def gemm(self, a: Array, b: Array, datapath: Datapath, c: Array | None = None, trace: bool = False) -> GemmResult:
+        result = super().gemm(a, b, datapath, c, trace)
+        codes = result.codes.copy()
+        codes[3, 2] ^= 8
+        return replace(result, codes=codes)
+
+
+def test_a_wrong_stepwise_is_not_taken_for_what_it_is_compared_with(tmp_path: Path) -> None:
+    trainer = build_trainer(resolve(CONFIG), WrongStepwise())
+    with pytest.raises(CheckFailed, match=r"row 3, column 2: stepwise \(run\) has .*, stepwise ") as caught:
+        one_step(trainer, Checker(trainer.net, Checks(freivalds=1.0)))
+    assert main(["explain", str(caught.value.save(tmp_path))]) == 0
 
 
 def test_a_full_sample_sees_it_too_and_a_small_one_after_some_steps() -> None:

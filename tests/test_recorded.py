@@ -1,7 +1,4 @@
-"""Recorded steps: replays give what kernels one by one give, and nothing in a step waits for the device.
-
-A recorder that runs the program again stands in for a CUDA graph: it keeps the promise of Recorder, no more.
-"""
+"""Recorded steps: replays give what kernels one by one give, and whatever a step depends on is another recording."""
 
 from __future__ import annotations
 
@@ -13,90 +10,19 @@ import gc
 import warnings
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from recorded_steps import DATA, SATURATE, TREE, WRAP, Recorder, checked, device, outcome, train, train_once, trainer_of
 
-import fqtsim
 from fqtsim.backends.device import DeviceEmulator, DeviceNative
-from fqtsim.backends.torch_primitives import TorchPrimitives
-from fqtsim.data import load_dataset
 from fqtsim.data.batches import training_batch
 from fqtsim.errors import BackendRefused, InputError, TrainingStopped
 from fqtsim.hw.load import load_hardware
-from fqtsim.kernels.gpu.launch import has_triton, through_interpreter
-from fqtsim.models import build_model
 from fqtsim.train import on_device
-from fqtsim.train.check_report import parse_checks
-from fqtsim.train.checks import Checker, CheckFailed
-
-DATA = load_dataset("digits")
-WRAP, SATURATE, TREE = "int8_acc32_wrap", "int8_acc24_saturate", "int8_acc20_tree4"
-RULE = dict(name="sgd", lr=0.1, momentum=0.9, weight_decay=1e-4)
-COSINE = dict(name="cosine")
-
-
-class Recorder:
-    """Runs a program anew for each replay and copies what it gives to where the recording left it."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def __call__(self, program: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        self.recorded += 1
-        outcome = program()
-        places = outcome.tensors()
-        for place in places:
-            place.fill_(77)  # a graph computes nothing while it is captured
-
-        def replay() -> None:
-            self.replayed += 1
-            for place, value in zip(places, program().tensors(), strict=True):
-                place.copy_(value)
-
-        return outcome, replay
-
-
-def device(kind: type[DeviceNative] | type[DeviceEmulator], recorder: Any) -> Any:
-    backend = kind("cpu")
-    backend.recorder = recorder
-    return backend
-
-
-class WithDropout(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = torch.nn.Conv2d(1, 6, 3, stride=2), torch.nn.BatchNorm2d(6)
-        self.drop, self.last = torch.nn.Dropout(0.3), torch.nn.Linear(6 * 9, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(torch.flatten(self.drop(torch.relu(self.norm(self.conv(x)))), 1))
-
-
-def trainer_of(model: str, recipe: str, hardware: str, backend: Any) -> fqtsim.Trainer:
-    torch.manual_seed(0)
-    module = WithDropout() if model == "dropout" else build_model(model, DATA.info, 0)
-    net = fqtsim.fully_quantize(module, recipe, hardware, backend, seed=2)
-    return fqtsim.Trainer(net, RULE, COSINE, total_steps=9)
-
-
-def train(trainer: fqtsim.Trainer, batches: list[int], checker: Checker | None = None) -> list[float]:
-    losses = []
-    for size in batches:
-        x, y = training_batch(DATA, 0, trainer.step_index, size)
-        with nullcontext() if checker is None else checker.watching():
-            losses.append(trainer.step(torch.from_numpy(x), torch.from_numpy(y)))
-    return losses
-
-
-def outcome(trainer: fqtsim.Trainer) -> tuple[Any, ...]:
-    clamps = [layer.activation_clamps for layer in trainer.net.modules() if hasattr(layer, "activation_clamps")]
-    return trainer.digest().hex, trainer.net.report(), trainer.net.ties, clamps
+from fqtsim.train.checks import CheckFailed
 
 
 @pytest.mark.parametrize(
@@ -118,15 +44,6 @@ def test_replays_are_the_steps_they_were_recorded_from(model: str, recipe: str, 
     assert train(ours, [8]) == train(theirs, [8])
     assert outcome(ours)[:3] == outcome(theirs)[:3]
     assert recorder.replayed == 7
-
-
-def train_once(trainer: fqtsim.Trainer) -> None:
-    x, y = training_batch(DATA, 0, trainer.step_index, 8)
-    trainer.step(torch.from_numpy(x), torch.from_numpy(y))
-
-
-def checked(trainer: fqtsim.Trainer, asked: str) -> Checker:
-    return Checker(trainer.net, parse_checks(asked))
 
 
 def test_checked_steps_are_replayed_and_a_wrong_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,116 +282,3 @@ def test_no_circle_keeps_the_memory_of_a_recording() -> None:
         assert steps() is None
     finally:
         gc.enable()
-
-
-# --- nothing waits for the device ------------------------------------------------------------------------------------
-
-
-class Log(TorchDispatchMode):
-    """Every operation with the shapes of its tensors and the values of all else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.calls.append(f"{function} {self._shown(args)} {self._shown(tuple(kwargs.items()))}")
-        return function(*args, **kwargs)
-
-    def _shown(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return tuple(value.shape), value.stride(), value.dtype
-        return tuple(map(self._shown, value)) if isinstance(value, tuple | list) else repr(value)
-
-
-class Unreadable(DeviceEmulator):
-    """A device whose numbers nobody can read: they are fake tensors, and reading one is an error."""
-
-    def __init__(self) -> None:
-        super().__init__("cpu")
-        self.primitives = TorchPrimitives("cpu")
-        self.primitives._proven = True
-
-
-@pytest.mark.parametrize(
-    ("model", "recipe", "hardware"),
-    [
-        ("resnet8", "bhq5", WRAP), ("dropout", "psq5", WRAP), ("cnn", "bhq5", SATURATE), ("mlp", "ptq8", TREE),
-        ("cnn", "psq5", "int8_acc16_saturate"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("asked", ["", "freivalds"])
-def test_no_number_of_a_step_is_read_and_every_step_is_the_same_program(
-    model: str, recipe: str, hardware: str, asked: str
-) -> None:
-    """By torch operations. A CUDA graph of a step with a number of the host in it would repeat that number for ever."""
-    trainer = trainer_of(model, recipe, hardware, DeviceEmulator("cpu"))
-    logs = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        made: dict[int, Any] = {}
-        for module in trainer.net.modules():
-            for own in (module._parameters, module._buffers):
-                for name, x in own.items():
-                    if x is None:
-                        continue
-                    fake = torch.empty(x.shape, dtype=x.dtype)
-                    like = torch.nn.Parameter(fake) if isinstance(x, torch.nn.Parameter) else fake
-                    own[name] = made.setdefault(id(x), like)  # type: ignore[assignment]
-        trainer.net._run.backend = Unreadable()
-        trainer.sgd.start(trainer._parameters(), trainer.net.backend.primitives)
-        run, p = trainer.net._run, trainer.net.backend.primitives
-        x, labels = torch.empty(4, *DATA.train_x.shape[1:]), torch.zeros(4, dtype=torch.int64)
-        rate, clock = torch.empty(1), torch.empty(1, dtype=torch.int64)
-        for step in range(3):
-            trainer.net.step_index, run.clock = step, clock
-            p.recording = step > 0  # what comes from the host once is kept
-            trainer.net.forget_backward()
-            checker = checked(trainer, asked) if asked else None
-            trainer.net.checks = checker
-            with p.faults.recording(), Log() as log, nullcontext() if checker is None else checker.apart() as found:
-                trainer.next_state(x, labels, rate)
-            if found is not None:
-                assert len(found.checks) == found.counts.products == found.counts.wrapping
-                assert bool(found.tensors()) == bool(found.checks)
-                assert hardware != WRAP or len(found.checks) == found.counts.gemms
-            trainer.net.end_step()
-            logs.append(log.calls)
-    assert len(logs[1]) > 500
-    assert logs[1] == logs[2]
-
-
-@pytest.mark.skipif(not has_triton(), reason="triton is not installed")
-@pytest.mark.parametrize("asked", ["", "freivalds"])
-def test_fused_kernels_are_launched_with_the_same_numbers_every_step(
-    asked: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from triton.runtime.interpreter import InterpretedFunction
-
-    launches: list[str] = []
-    run = InterpretedFunction.run
-
-    def logged(self: Any, *args: Any, **settings: Any) -> Any:
-        shown = [tuple(x.shape) if isinstance(x, torch.Tensor) else repr(x) for x in args]
-        named = {key: x for key, x in settings.items() if not callable(x)}  # a grid may be a function of the rest
-        launches.append(f"{self.__name__} {shown} {sorted(named.items(), key=str)}")
-        return run(self, *args, **settings)
-
-    monkeypatch.setattr(InterpretedFunction, "run", logged)
-    recorder, logs = Recorder(), []
-    ours = trainer_of("dropout", "bhq5", WRAP, device(DeviceNative, recorder))
-    theirs = trainer_of("dropout", "bhq5", WRAP, "emulator")
-    checker = checked(ours, asked) if asked else None
-    with through_interpreter(), np.errstate(all="ignore"):  # NumPy stands in for the device, and warns
-        for size in (3, 3, 3):
-            launches.clear()
-            train(ours, [size], checker)
-            logs.append(list(launches))
-    train(theirs, [3, 3, 3])
-    assert outcome(ours) == outcome(theirs)
-    assert checker is None or checker.counts.products == 3 * 5
-    assert (recorder.recorded, recorder.replayed) == (1, 2)
-    # Recording, its replay and the next one: three runs of one program.
-    count = len(logs[2])
-    assert count > 30
-    assert logs[1][-2 * count :] == logs[2] * 2

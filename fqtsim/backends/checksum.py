@@ -1,7 +1,7 @@
 """Sums of a GEMM's codes with random words, modulo 2**32: what Freivalds' check knows of a result.
 
-A checksum travels with a GEMM to whoever has its accumulators at hand: a kernel that scales them at once adds them up
-as it goes, and elsewhere the codes are summed when they are there.
+A checksum travels with a GEMM to whoever has its codes at hand: a kernel that scales them at once sums them as it goes,
+and elsewhere they are summed when they are there.
 """
 
 from __future__ import annotations

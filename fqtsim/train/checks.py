@@ -3,7 +3,7 @@
 sample recomputes a share F of the outputs of every product of a layer with `stepwise`, zero points and steps included,
 and compares the float32 numbers that the layer got; whatever kernel ran is not disturbed. freivalds compares s A B with
 s C modulo 2**bits for two random rows of words s, on every GEMM whose accumulator wraps (or on a share F of them):
-whoever multiplies adds up its accumulators (backends/checksum.py), and expected_sums.py says what they must sum to. All
+whoever multiplies sums its codes (backends/checksum.py), and expected_sums.py says what they must sum to. All
 draws are Philox words of seed and step, so a check repeats exactly. Arrays of NumPy are checked at once, tensors of a
 device after the step, so that no layer waits.
 """
@@ -298,6 +298,8 @@ class Checker:
     @property
     def _label(self) -> str:
         backend = self.net.backend
+        if isinstance(backend, Stepwise):  # its result stands beside that of the same backend, computed again
+            return f"{backend.name} (run)"
         return backend.name if backend.device == "cpu" else f"{backend.name}@{backend.device}"
 
     def _number(self, layer: str, gemm: str) -> int:
